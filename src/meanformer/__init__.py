@@ -1,0 +1,23 @@
+"""meanformer: how tokens move through a deep transformer, simulated and predicted."""
+
+from . import sphere as sphere
+from .measures import AzimuthElevation as AzimuthElevation
+from .measures import Empirical as Empirical
+from .measures import HeatKernel as HeatKernel
+from .measures import Mixture as Mixture
+from .measures import Uniform as Uniform
+from .measures import VonMisesFisher as VonMisesFisher
+from .measures import WrappedNormal as WrappedNormal
+from .partition import Auto as Auto
+from .partition import Blockwise as Blockwise
+from .partition import Dense as Dense
+from .attention import LayerStack as LayerStack
+from .attention import SelfAttention as SelfAttention
+from .attention import TimeDependent as TimeDependent
+from .attention import UnnormalizedSelfAttention as UnnormalizedSelfAttention
+from .limits import Hardmax as Hardmax
+from .limits import ZeroTemperature as ZeroTemperature
+from .flow import load as load
+from .flow import solve as solve
+from .flow import Trajectory as Trajectory
+from .flow import unroll as unroll

@@ -1,0 +1,299 @@
+"""Attention vector fields at finite inverse temperature β.
+
+All take the matrices as the papers do: weights e^{β⟨Qx,Ky⟩}, values Vy. With B = QᵀK the
+exponent is β⟨x,By⟩ = ⟨u,y⟩ for u = βBᵀx, so that every field is made of the
+log-partition L_µ(u) and the barycentre ∇L_µ(u) of `partition`.
+
+Points are rows. Parameters follow the dtype of the tokens at evaluation.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from . import sphere
+from .checks import as_float, check_finite, check_scalar
+from .measures import Empirical
+from .partition import AbstractPartition, Auto, matmul
+
+
+class AbstractField(eqx.Module):
+    """The right-hand side of ẋ = P_x F(x, µ) for tokens of law µ.
+
+    `drive` is F, which the discrete transformer adds before it normalises; `velocity` is
+    its tangential part, the vector field of the flow."""
+
+    @property
+    @abc.abstractmethod
+    def d(self) -> int:
+        """Dimension of the tokens."""
+
+    @abc.abstractmethod
+    def drive(self, x: Float[Array, "m d"], mu: Empirical) -> Float[Array, "m d"]:
+        """F(x, µ) at unit vectors x: no checks, for inner loops."""
+
+    def at(self, t: Float[Array, ""]) -> "AbstractField":
+        """The field in force at time `t`: itself, unless parameters depend on time."""
+        del t
+        return self
+
+    def velocity(self, x: ArrayLike, mu: Empirical) -> Float[Array, "m d"]:
+        """χ[µ](x) = P_x F(x, µ), tangent to the sphere at each row of `x`.
+
+        **Arguments:** `x`, any points of the sphere, shape `(m, d)`, tokens of µ or not;
+        `mu`, an `Empirical` on the same sphere. **Raises:** `ValueError` for points off
+        the sphere, of another d, not finite, or for a measure that is not `Empirical`."""
+        x = sphere.check_tokens(x, "x", self.d)
+        mu = check_measure(mu, self.d)
+        return self.tangent(
+            x,
+            Empirical(mu.points.astype(x.dtype), mu.weights.astype(x.dtype), check=False),
+        )
+
+    def tangent(self, x: Float[Array, "m d"], mu: Empirical) -> Float[Array, "m d"]:
+        """`velocity` without checks, for inner loops."""
+        # Twice is enough: the second projection removes the rounding of the first.
+        return sphere.project(x, sphere.project(x, self.drive(x, mu)))
+
+
+def check_measure(mu: object, d: int, name: str = "mu") -> Empirical:
+    """`mu` as weighted tokens on S^{d−1}."""
+    if not isinstance(mu, Empirical):
+        raise ValueError(
+            f"Argument `{name}` must be an `Empirical`, but is a {type(mu).__name__}. "
+            "Use `Empirical(points, weights)`, or `law.nodes(n)` for a law."
+        )
+    if mu.d != d:
+        raise ValueError(
+            f"Argument `{name}` must be a measure on S^(d−1) with d = {d} to fit the "
+            f"matrices, but has d = {mu.d}."
+        )
+    return mu
+
+
+def check_matrices(
+    Q: ArrayLike, K: ArrayLike, V: ArrayLike
+) -> tuple[Float[Array, "k d"], Float[Array, "k d"], Float[Array, "d d"]]:
+    """Q, K of one shape (k, d) and V of shape (d, d), finite, in one dtype."""
+    Q, K, V = as_float(Q, "Q"), as_float(K, "K"), as_float(V, "V")
+    if Q.ndim != 2 or Q.shape != K.shape:
+        raise ValueError(
+            "Arguments `Q` and `K` must have one shape (k, d), but their shapes are "
+            f"{Q.shape} and {K.shape}."
+        )
+    d = sphere.check_dimension(Q.shape[1], "d = Q.shape[1]")
+    if V.shape != (d, d):
+        raise ValueError(
+            f"Argument `V` must have shape (d, d) = ({d}, {d}) to fit `Q` and `K` of "
+            f"shape {Q.shape}, but has shape {V.shape}."
+        )
+    k = Q.shape[0]
+    Q, K = check_finite(Q, "Q", (k, d)), check_finite(K, "K", (k, d))
+    V = check_finite(V, "V", (d, d))
+    dtype = jnp.result_type(Q, K, V)
+    return Q.astype(dtype), K.astype(dtype), V.astype(dtype)
+
+
+class AbstractAttention(AbstractField):
+    """A field with matrices Q, K, V."""
+
+    Q: eqx.AbstractVar[Float[Array, "k d"]]
+    K: eqx.AbstractVar[Float[Array, "k d"]]
+    V: eqx.AbstractVar[Float[Array, "d d"]]
+
+    @property
+    def d(self) -> int:
+        return self.V.shape[-1]
+
+    @property
+    def B(self) -> Float[Array, "d d"]:
+        """B = QᵀK, so that ⟨Qx, Ky⟩ = ⟨x, By⟩."""
+        return matmul(jnp.swapaxes(self.Q, -1, -2), self.K)
+
+
+class SelfAttention(AbstractAttention):
+    """Softmax self-attention on the sphere, the field (SA) of the papers:
+
+        χ_β[µ](x) = P_x ∫ e^{β⟨Qx,Ky⟩} V y dµ(y) / ∫ e^{β⟨Qx,Ky⟩} dµ(y)
+                  = P_x V ∇L_µ(βBᵀx),      P_x v = v − ⟨x,v⟩x,  B = QᵀK.
+
+    **Arguments:**
+
+    - `Q`, `K`: query and key maps, shape `(k, d)`, any k.
+    - `V`: value map, shape `(d, d)`.
+    - `beta`: inverse temperature β ≥ 0, a scalar. β = 0 averages all tokens; for β → ∞
+        see `ZeroTemperature` and `Hardmax`, which differ.
+    - `partition`: how the sums over tokens are computed (default `Auto()`).
+
+    All four are leaves of the pytree: gradients reach each of them. Time and β have no
+    unit. One evaluation takes O(m n d) time; memory: see `partition`.
+
+    **Raises:** `ValueError` if shapes disagree, an entry is not finite, or β < 0.
+
+    **Source:** *multiscale*, Eq. (SA) and Eq. (3).
+    """
+
+    Q: Float[Array, "k d"]
+    K: Float[Array, "k d"]
+    V: Float[Array, "d d"]
+    beta: Float[Array, ""]
+    partition: AbstractPartition
+
+    def __init__(
+        self,
+        Q: ArrayLike,
+        K: ArrayLike,
+        V: ArrayLike,
+        beta: ArrayLike,
+        partition: AbstractPartition | None = None,
+    ):
+        self.Q, self.K, self.V = check_matrices(Q, K, V)
+        self.beta = check_scalar(beta, "beta", minimum=0.0)
+        self.partition = Auto() if partition is None else partition
+
+    def drive(self, x: Float[Array, "m d"], mu: Empirical) -> Float[Array, "m d"]:
+        A = (self.beta.astype(self.Q.dtype) * self.B).astype(x.dtype)
+        _, barycentre = self.partition(x, A, mu)
+        return matmul(barycentre, self.V.T.astype(x.dtype))
+
+
+class UnnormalizedSelfAttention(AbstractAttention):
+    """Attention without the normaliser, the field (USA) of the papers:
+
+        χ[µ](x) = P_x ∫ e^{β⟨Qx,Ky⟩} V y dµ(y) = P_x e^{L_µ(βBᵀx)} V ∇L_µ(βBᵀx).
+
+    Speeds grow like e^{β‖B‖}. With `unit="shifted"` velocities are computed as
+    e^{−c} χ with c = β‖B‖₂ (`log_unit`), so that time is measured in units of e^{−c} and
+    β = 100 runs in float32; with `unit="paper"` (default) they are the papers' own, and
+    β‖B‖₂ must stay below the overflow of the tokens' dtype (88 in float32).
+
+    **Arguments:** as `SelfAttention`, and `unit`. **Source:** *metastable*, Eq. (USA);
+    for Q = K = V = I it is the gradient flow of the interaction energy
+    (1/2β)∬e^{β⟨x,y⟩}dµdµ.
+    """
+
+    Q: Float[Array, "k d"]
+    K: Float[Array, "k d"]
+    V: Float[Array, "d d"]
+    beta: Float[Array, ""]
+    partition: AbstractPartition
+    unit: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        Q: ArrayLike,
+        K: ArrayLike,
+        V: ArrayLike,
+        beta: ArrayLike,
+        partition: AbstractPartition | None = None,
+        unit: str = "paper",
+    ):
+        self.Q, self.K, self.V = check_matrices(Q, K, V)
+        self.beta = check_scalar(beta, "beta", minimum=0.0)
+        self.partition = Auto() if partition is None else partition
+        if unit not in ("paper", "shifted"):
+            raise ValueError(
+                f'Argument `unit` must be "paper" or "shifted", but is {unit!r}.'
+            )
+        self.unit = unit
+
+    @property
+    def log_unit(self) -> Float[Array, ""]:
+        """c = β‖B‖₂ if time is counted in units of e^{−c}, else 0."""
+        if self.unit == "paper":
+            return jnp.zeros_like(self.beta)
+        return self.beta * jnp.linalg.norm(self.B, ord=2).astype(self.beta.dtype)
+
+    def drive(self, x: Float[Array, "m d"], mu: Empirical) -> Float[Array, "m d"]:
+        A = (self.beta.astype(self.Q.dtype) * self.B).astype(x.dtype)
+        log_z, barycentre = self.partition(x, A, mu)
+        factor = jnp.exp(log_z - self.log_unit.astype(x.dtype))
+        return factor[:, None] * matmul(barycentre, self.V.T.astype(x.dtype))
+
+
+class LayerStack(AbstractField):
+    """One field per layer: the parameters Q_l, K_l, V_l, β_l of a deep transformer.
+
+    **Arguments:**
+
+    - `fields`: fields of one kind and shape, in the order of the layers; their leaves are
+        stacked, so that a thousand layers compile as one.
+    - `times`: when each layer begins in the flow of `solve`, shape `(layers,)`, strictly
+        increasing; the last stays in force for ever, the first also before its time.
+        Default 0, 1, 2, …; `unroll` takes the layers one by one and ignores it.
+
+    **Source:** *multiscale*, Eq. (1) and (SA) with Q_t, K_t, V_t piecewise constant.
+    """
+
+    stacked: AbstractField
+    times: Float[Array, " layers"]
+    layers: int = eqx.field(static=True)
+
+    def __init__(self, fields, times: ArrayLike | None = None):
+        fields = tuple(fields)
+        if not fields:
+            raise ValueError("Argument `fields` must hold at least one field, not none.")
+        first = jax.tree.structure(fields[0])
+        shapes = [leaf.shape for leaf in jax.tree.leaves(fields[0])]
+        for i, f in enumerate(fields):
+            if jax.tree.structure(f) != first or shapes != [
+                leaf.shape for leaf in jax.tree.leaves(f)
+            ]:
+                raise ValueError(
+                    "Argument `fields` must hold fields of one kind, with matrices of one "
+                    f"shape and one partition, but field {i} differs from field 0."
+                )
+        self.stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *fields)
+        self.layers = len(fields)
+        if times is None:
+            times = jnp.arange(self.layers, dtype=jnp.result_type(float))
+        self.times = check_finite(times, "times", (self.layers,))
+
+    @property
+    def d(self) -> int:
+        return self.stacked.d
+
+    def layer(self, l: int | Array) -> AbstractField:
+        """The field of layer `l`, counted from 0."""
+        return jax.tree.map(lambda leaf: leaf[l], self.stacked)
+
+    def at(self, t: Float[Array, ""]) -> AbstractField:
+        l = jnp.searchsorted(self.times, t, side="right") - 1
+        return self.layer(jnp.clip(l, 0, self.layers - 1))
+
+    def drive(self, x: Float[Array, "m d"], mu: Empirical) -> Float[Array, "m d"]:
+        """F of the first layer; `solve` and `unroll` take the layer in force."""
+        return self.layer(0).drive(x, mu)
+
+
+class TimeDependent(AbstractField):
+    """Parameters that vary smoothly with time: the field `make(t, args)`.
+
+    **Arguments:** `make`, a function of a scalar time and of `args` that returns a field
+    (called while tracing); `args`, a pytree of arrays that gradients shall reach;
+    `dim`, the dimension d of the tokens. **Source:** *multiscale*, (SA) with Q_t, K_t, V_t.
+    """
+
+    make: object = eqx.field(static=True)
+    args: object
+    dim: int = eqx.field(static=True)
+
+    def __init__(self, make, args: object = None, *, dim: int):
+        if not callable(make):
+            raise ValueError(f"Argument `make` must be callable, but is {make!r}.")
+        self.make, self.args = make, args
+        self.dim = sphere.check_dimension(dim, "dim")
+
+    @property
+    def d(self) -> int:
+        return self.dim
+
+    def at(self, t: Float[Array, ""]) -> AbstractField:
+        return self.make(t, self.args)
+
+    def drive(self, x: Float[Array, "m d"], mu: Empirical) -> Float[Array, "m d"]:
+        """F at time 0; `solve` and `unroll` take the time in force."""
+        return self.at(jnp.zeros((), x.dtype)).drive(x, mu)
