@@ -1,6 +1,7 @@
 """meanformer: how tokens move through a deep transformer, simulated and predicted."""
 
 from . import sphere as sphere
+from . import special as special
 from .measures import AzimuthElevation as AzimuthElevation
 from .measures import Empirical as Empirical
 from .measures import HeatKernel as HeatKernel
@@ -21,3 +22,5 @@ from .flow import load as load
 from .flow import solve as solve
 from .flow import Trajectory as Trajectory
 from .flow import unroll as unroll
+from . import observables as observables
+from . import theory as theory

@@ -1,6 +1,7 @@
 """Time: `solve` integrates a field in continuous time, `unroll` runs the discrete
 transformer layer by layer. The only module that imports diffrax."""
 
+import itertools
 import json
 import os
 import zipfile
@@ -423,7 +424,8 @@ def _integrate(
         max_steps=options.max_steps,
         throw=False,
     )
-    assert solution.ys is not None and solution.ts is not None
+    assert solution.ys is not None
+    assert solution.ts is not None
     xs = solution.ys["x"]
     stopped = dfx.is_event(solution.result)
     failed = ~(dfx.is_okay(solution.result) | stopped)
@@ -464,7 +466,7 @@ def _in_pieces(field, x, weights, ts, dt0, keep, options) -> Trajectory:
         unit="t",
         bar_format="{l_bar}{bar}| t = {n:.4g} of {total:.4g} [{elapsed}<{remaining}]",
     ) as bar:
-        for i, j in zip(ends[:-1], ends[1:]):
+        for i, j in itertools.pairwise(ends):
             part = _integrate(field, x, weights, ts[i : j + 1], dt0, (0, j - i), options)
             x = jax.block_until_ready(part.xs[-1])
             parts.append((i, j, part))

@@ -11,6 +11,7 @@ construction to about 1e−12 (float64) in probability.
 
 import abc
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -140,9 +141,9 @@ class Uniform(AbstractLaw):
     polynomials of degree 2m − 1."""
 
     dim: int = eqx.field(static=True)
-    dtype: object = eqx.field(static=True)
+    dtype: Any = eqx.field(static=True)
 
-    def __init__(self, d: int, dtype: object = None):
+    def __init__(self, d: int, dtype: Any = None):
         self.dim = sphere.check_dimension(d)
         self.dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
 

@@ -138,8 +138,8 @@ def _complement_and_log(nu: float, kappa: Array) -> tuple[Array, Array]:
 def bessel_ratio(nu: float, kappa: ArrayLike) -> Float[Array, "..."]:
     """I_{ν+1}(κ)/I_ν(κ) = κ/(κ + m_ν), for a fixed order ν ≥ 0 and any κ ≥ 0.
 
-    Values in [0, 1). κ ≥ 0 is not checked here. Works in float32 and float64, under `jit`, `vmap` and all derivatives;
-    cost O(30 − ν). **Source:** the downward recurrence, DLMF 10.29.1, started by 10.41.
+    Values in [0, 1). κ ≥ 0 is not checked here. Works in float32 and float64, under `jit`,
+    `vmap` and all derivatives; cost O(30 − ν). **Source:** the downward recurrence, DLMF 10.29.1, started by 10.41.
     """
     kappa = as_float(kappa, "kappa")
     return _ratio_and_complement(float(nu), kappa)[0]
@@ -188,7 +188,7 @@ def _with_slope(value: Array, kappa: Array, slope: Array) -> Array:
 
 @_with_slope.defjvp
 def _with_slope_jvp(primals, tangents):
-    value, kappa, slope = primals
+    value, _, slope = primals
     return value, slope * tangents[1]
 
 

@@ -1,0 +1,86 @@
+"""Numbers read off tokens: functions of a measure, to be evaluated on snapshots or handed
+to `solve` and `unroll` as observables."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from . import sphere
+from .attention import check_matrices, check_measure
+from .checks import as_float, check_count, check_scalar, refuse
+from .measures import Empirical
+from .partition import AbstractPartition, Auto, matmul
+
+
+def alignment(mu: Empirical, E: ArrayLike) -> Float[Array, ""]:
+    """∫ |P_E x|² dµ ∈ [0, 1]: 1 if all tokens lie in the subspace E, dim E/d for the
+    uniform law.
+
+    **Arguments:** `E`, orthonormal columns that span the subspace, shape `(d, k)`, or what
+    `theory.dominant_eigenspace` returns. **Raises:** `ValueError` if they are not
+    orthonormal. **Source:** *concentration*, Figs. 3–10."""
+    E = as_float(getattr(E, "basis", E), "E")
+    if E.ndim != 2 or E.shape[0] != mu.d:
+        raise ValueError(
+            f"Argument `E` must have shape (d, k) with d = {mu.d}, one column per basis "
+            f"vector, but has shape {E.shape}."
+        )
+    defect = jnp.max(jnp.abs(matmul(E.T, E) - jnp.eye(E.shape[1], dtype=E.dtype)))
+    E = refuse(
+        E,
+        ~(defect <= 1e-5),
+        "Argument `E` must have orthonormal columns to within 1e-05, but EᵀE is not the "
+        "identity. Use `jnp.linalg.qr(E)[0]`.",
+    )
+    return mu.mean(jnp.sum(matmul(mu.points, E.astype(mu.points.dtype)) ** 2, axis=-1))
+
+
+def log_energy(
+    mu: Empirical,
+    Q: ArrayLike,
+    K: ArrayLike,
+    beta: ArrayLike,
+    partition: AbstractPartition | None = None,
+) -> Float[Array, ""]:
+    """log of `energy`, finite for every β > 0 (E itself overflows from β‖B‖ ≈ 700 on)."""
+    d = mu.d
+    Q, K, _ = check_matrices(Q, K, jnp.eye(d, dtype=mu.points.dtype))
+    beta = check_scalar(beta, "beta", minimum=0.0, strict=True)
+    x = mu.points
+    A = (beta.astype(Q.dtype) * matmul(Q.T, K)).astype(x.dtype)
+    log_z, _ = (Auto() if partition is None else partition)(x, A, mu)
+    total = jax.nn.logsumexp(log_z, b=mu.weights)
+    return total - jnp.log(2 * beta).astype(x.dtype)
+
+
+def energy(
+    mu: Empirical,
+    Q: ArrayLike,
+    K: ArrayLike,
+    beta: ArrayLike,
+    partition: AbstractPartition | None = None,
+) -> Float[Array, ""]:
+    """The interaction energy E(µ) = (1/2β) ∬ e^{β⟨Qx,Ky⟩} dµ(x) dµ(y).
+
+    It increases along (USA), and along (SA) where QᵀK is symmetric and V = QᵀK; with
+    V = −QᵀK it decreases. **Arguments:** Q, K of shape `(k, d)`, β > 0, and how to sum
+    (`partition`, default `Auto()`). O(n²d) time. For large β use `log_energy`.
+    **Source:** *multiscale*, Appendix E; *metastable*, Sec. 2."""
+    return jnp.exp(log_energy(mu, Q, K, beta, partition))
+
+
+def angle_histogram(
+    mu: Empirical, bins: int = 100
+) -> tuple[Float[Array, " bins"], Float[Array, " edges"]]:
+    """Mass of µ in `bins` equal bins of the azimuth on [−π, π), and the bin edges.
+
+    The masses sum to 1; divide by the bin width for a density. On S¹ the azimuth is the
+    angle; on S² that of the first two coordinates."""
+    bins = check_count(bins, "bins")
+    mu = check_measure(mu, mu.d)
+    theta = sphere.angles(mu.points)
+    cell = jnp.floor((theta + math.pi) * (bins / (2 * math.pi))).astype(int)
+    mass = jnp.zeros(bins, mu.weights.dtype).at[cell % bins].add(mu.weights)
+    return mass, jnp.linspace(-math.pi, math.pi, bins + 1, dtype=theta.dtype)
