@@ -87,9 +87,7 @@ def log_partition(u, y, w):
         terms = [w[j] * mpmath.exp(v - top) for j, v in zip(keep, s)]
         z = mpmath.fsum(terms)
         values.append(top + mpmath.log(z))
-        means.append(
-            [dot(terms, [y[j][i] for j in keep]) / z for i in range(y.shape[1])]
-        )
+        means.append([dot(terms, [y[j][i] for j in keep]) / z for i in range(y.shape[1])])
     return values, means
 
 
@@ -118,19 +116,14 @@ def tangential_image(x, V, means, factors=None):
 
 
 @in_high_precision
-def self_attention(x, y, w, Q, K, V, beta):
-    """P_x Σⱼ wⱼ e^{β⟨Qx,Kyⱼ⟩} V yⱼ / Σⱼ wⱼ e^{β⟨Qx,Kyⱼ⟩}, an array of mpf."""
-    _, means = log_partition(queries(x, Q, K, beta), y, w)
-    return tangential_image(x, V, means)
-
-
-@in_high_precision
-def unnormalized(x, y, w, Q, K, V, beta, log_unit=0.0):
-    """e^{−c} P_x Σⱼ wⱼ e^{β⟨Qx,Kyⱼ⟩} V yⱼ and the shifted partition functions
-    e^{−c} Σⱼ wⱼ e^{β⟨Qx,Kyⱼ⟩}: an array of mpf and an array of floats."""
+def attention_fields(x, y, w, Q, K, V, beta, log_unit=0.0):
+    """P_x Σⱼ wⱼ e^{β⟨Qx,Kyⱼ⟩} V yⱼ / Σⱼ wⱼ e^{β⟨Qx,Kyⱼ⟩}; the same without the division,
+    times e^{−log_unit}; and e^{−log_unit} Σⱼ wⱼ e^{β⟨Qx,Kyⱼ⟩}. Two arrays of mpf and one of
+    floats."""
     values, means = log_partition(queries(x, Q, K, beta), y, w)
-    factors = [mpmath.exp(v - log_unit) for v in values]
-    return tangential_image(x, V, means, factors), floats(factors)
+    sums = [mpmath.exp(v - log_unit) for v in values]
+    plain, scaled = (tangential_image(x, V, means, f) for f in (None, sums))
+    return plain, scaled, floats(sums)
 
 
 @in_high_precision

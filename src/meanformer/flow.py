@@ -232,8 +232,8 @@ def solve(
         clustering contracts, so the backward flow explodes.
     - `max_steps`: refusal beyond. `throw=False` returns the unfinished run instead, with
         `stats["failed"]` set and the times not reached infinite.
-    - `progress`: a bar, and Ctrl-C between saved times: the run is then integrated from
-        one saved time to the next (equal to the one-shot run up to the tolerance).
+    - `progress`: a bar (on a terminal), and Ctrl-C between saved times: the run is then
+        integrated from one to the next (equal to the one-shot run up to the tolerance).
 
     **Returns:** a `Trajectory`. Works under `jit`, `vmap` (a batch of β, of matrices, of
     seeds: adaptive steps per member) and `grad`. Cost: one field evaluation per stage.
@@ -464,6 +464,7 @@ def _in_pieces(field, x, weights, ts, dt0, keep, options) -> Trajectory:
     with tqdm.tqdm(
         total=round(float(ts[-1] - ts[0]), 6),
         unit="t",
+        disable=None,
         bar_format="{l_bar}{bar}| t = {n:.4g} of {total:.4g} [{elapsed}<{remaining}]",
     ) as bar:
         for i, j in itertools.pairwise(ends):
@@ -582,7 +583,8 @@ def unroll(
     - `save`: "last", "all" (`layers` + 1 of them: the start is number 0), or a list of
         layer numbers.
     - `observables`: name → function of the measure, evaluated at each saved layer.
-    - `progress`: a bar, and Ctrl-C between chunks of layers (not under a transformation).
+    - `progress`: a bar (on a terminal), and Ctrl-C between chunks of layers; not under a
+        transformation.
 
     **Returns:** a `Trajectory` with `ts` = layer number × h. Works under `jit`, `vmap` and
     `grad` (reverse mode recomputes inside each layer: memory O(layers · n d)).
@@ -702,7 +704,7 @@ _observe_jit = eqx.filter_jit(_observe)
 def _unroll_with_bar(field, x, weights, step, keep, named):
     chunk = max(1, 2**27 // x.shape[0] ** 2)  # about a second of pairs
     rows, done = [], 0
-    with tqdm.tqdm(total=keep[-1], unit="layer") as bar:
+    with tqdm.tqdm(total=keep[-1], unit="layer", disable=None) as bar:
         for stop in keep:
             while done < stop:
                 last = min(done + chunk, stop)

@@ -110,8 +110,11 @@ def _rows(u: Array, y: Array, w: Array) -> tuple[Array, Array]:
 
     enough = jnp.all(sums[:, 0] >= _lowest(u.dtype))
     sums, shift = jax.lax.cond(enough, lambda *_: (sums, bound), with_maxima, u, y, w)
-    z = sums[:, :1]
-    return (shift + jnp.log(z))[:, 0], sums[:, 1:] / z
+    # Divide by the value of z first: z² in the derivatives of ·/z would underflow.
+    scale = fixed(sums[:, :1])
+    sums = sums / scale
+    z = sums[:, :1]  # 1, with the derivative of z/scale
+    return (shift + jnp.log(scale) + jnp.log(z))[:, 0], sums[:, 1:] / z
 
 
 class Dense(AbstractPartition):

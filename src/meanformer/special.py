@@ -139,7 +139,8 @@ def bessel_ratio(nu: float, kappa: ArrayLike) -> Float[Array, "..."]:
     """I_{ν+1}(κ)/I_ν(κ) = κ/(κ + m_ν), for a fixed order ν ≥ 0 and any κ ≥ 0.
 
     Values in [0, 1). κ ≥ 0 is not checked here. Works in float32 and float64, under `jit`,
-    `vmap` and all derivatives; cost O(30 − ν). **Source:** the downward recurrence, DLMF 10.29.1, started by 10.41.
+    `vmap` and all derivatives; cost O(30 − ν). **Source:** the downward recurrence,
+    DLMF 10.29.1, started by 10.41.
     """
     kappa = as_float(kappa, "kappa")
     return _ratio_and_complement(float(nu), kappa)[0]

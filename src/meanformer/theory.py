@@ -4,6 +4,7 @@ field or a solver, so that comparing a simulation with it is a test.
 Conventions: B = QᵀK, u = Bᵀx, M = VBᵀ = VKᵀQ; the dominant space E is spanned by the
 generalized eigenspaces of all eigenvalues of M of largest real part."""
 
+import functools
 import math
 
 import equinox as eqx
@@ -202,53 +203,66 @@ def zero_temperature_flow(
             reach = float(tau_end * jnp.linalg.norm(M, ord=2))
             panels = max(4, math.ceil(4 * reach))
     panels = check_count(panels, "panels")
-    return _closed_form(x0, t, B, M, tau_end / panels, panels)
+    h = tau_end / panels
+    M = refuse(
+        M,
+        jax.lax.stop_gradient(jnp.linalg.norm(M)) * h > 2,
+        f"Argument `panels` must be large enough for panels of length 2/‖M‖, but {panels} "
+        "is not. Give about 4‖M‖t/(smallest singular value of QᵀK).",
+    )
+    return _closed_form(x0, t, B, M, h, panels)
 
 
+_TAYLOR = 20  # terms of e^{sM}z inside one panel, where |s|‖M‖ ≤ 1
+
+
+@functools.partial(jax.jit, static_argnames="panels")
 def _closed_form(x0, t, B, M, h, panels):
     fixed = jax.lax.stop_gradient
-    expm = jax.scipy.linalg.expm
     nodes = jnp.asarray((_GAUSS_X + 1) / 2, x0.dtype)
     weights = jnp.asarray(_GAUSS_W / 2, x0.dtype)
+
+    def taylor(z):  # (terms, n, d), for `position`
+        def step(term, k):
+            return term @ M.T / k, term
+
+        return jax.lax.scan(step, z, jnp.arange(1, _TAYLOR + 1, dtype=z.dtype))[1]
+
+    def position(terms, tau):  # e^{τM} z, one τ per token
+        def step(total, term):
+            return total * tau[:, None] + term, None
+
+        return jax.lax.scan(step, jnp.zeros_like(terms[0]), terms, reverse=True)[0]
 
     def speed(z):  # dt/dτ along x = z/|z|
         return jnp.linalg.norm(z @ B, axis=-1) / jnp.linalg.norm(z, axis=-1)
 
-    steps = jax.vmap(lambda c: expm(c * h * M))(nodes)  # e^{M c_k h}
-    whole = expm(h * M)
+    def elapsed(terms, tau):
+        parts = jax.vmap(lambda c: speed(position(terms, c * tau)))(nodes)
+        return tau * (weights @ parts)
+
+    width = jnp.full(x0.shape[0], h)
 
     def panel(carry, _):
         z, done, clock = carry
-        times = h * jnp.einsum(
-            "k,kn->n", weights, jax.vmap(lambda E: speed(z @ E.T))(steps)
-        )
-        inside = ~done & (clock + times >= t)
-        # Tokens whose time lies in this panel stay at its start.
-        go = ~(done | inside)
-        z = jnp.where(go[:, None], sphere.normalise(z @ whole.T), z)
-        clock = jnp.where(go, clock + times, clock)
-        return (z, done | inside, clock), None
+        terms = taylor(z)
+        times = elapsed(terms, width)
+        done = done | (clock + times >= t)  # the time lies in this panel: stay
+        z = jnp.where(done[:, None], z, sphere.normalise(position(terms, width)))
+        return (z, done, jnp.where(done, clock, clock + times)), None
 
-    n = x0.shape[0]
-    state = (x0, jnp.zeros(n, bool), jnp.zeros(n, x0.dtype))
+    state = (x0, jnp.zeros(x0.shape[0], bool), jnp.zeros(x0.shape[0], x0.dtype))
     (z, _, clock), _ = jax.lax.scan(panel, state, None, length=panels)
+    terms = taylor(z)
     rest = t - clock  # ≥ 0, at most one panel long
 
-    def position(z, tau):
-        return jax.vmap(lambda a, s: expm(s * M) @ a)(z, tau)
-
-    def elapsed(z, tau):
-        parts = jax.vmap(lambda c: speed(position(z, c * tau)))(nodes)
-        return tau * jnp.einsum("k,kn->n", weights, parts)
-
     def newton(tau):
-        return tau - (elapsed(z, tau) - rest) / speed(position(z, tau))
+        return tau - (elapsed(terms, tau) - rest) / speed(position(terms, tau))
 
     tau = fixed(rest) / fixed(speed(z))
-    for _ in range(6):
-        tau = fixed(newton(tau))
+    tau = jax.lax.fori_loop(0, 6, lambda _, s: fixed(newton(s)), tau)
     tau = newton(newton(tau))  # two steps with derivatives: exact to second order
-    return sphere.normalise(position(z, tau))
+    return sphere.normalise(position(terms, tau))
 
 
 def cluster_contraction_rate(V: ArrayLike, z: ArrayLike) -> Float[Array, ""]:
@@ -392,3 +406,27 @@ def ring_growth_rate(k: int, beta: ArrayLike) -> Float[Array, "..."]:
     beta = as_float(beta, "beta")
     slope = jax.grad(lambda b: jnp.sum(special.bessel_quotient(k, b)))(beta)
     return k * (0, 1, 0, -1)[k % 4] * slope
+
+
+def height_amplification(
+    variance: ArrayLike, t: ArrayLike, beta: ArrayLike
+) -> Float[Array, "..."]:
+    """x̄₃(t)/x̄₃(0) = e^t/√(1 + 4βσ₀²t), the growth of the mean height in scenario 1b when
+    the heights had variance σ₀² at time 0: `height_growth_rate` integrated along
+    `height_variance`. (Derived.)"""
+    t = as_float(t, "t")
+    widening = 4 * as_float(beta, "beta") * as_float(variance, "variance") * t
+    return jnp.exp(t) / jnp.sqrt(1 + widening)
+
+
+def axis_fraction(angle: ArrayLike, t: ArrayLike, gap: ArrayLike) -> Float[Array, "..."]:
+    """Share of uniform tokens on S² within `angle` of ±e at time t of the zero-temperature
+    flow with orthogonal QᵀK, where the dominant space is the axis e of symmetric VKᵀQ and
+    only the second eigenvalue, `gap` below the first, matters any more:
+
+        (2/π) arctan(e^{gap·t} tan(angle)).
+
+    x₂/x₃ is Cauchy distributed at time 0 and is multiplied by e^{−gap·t}; the third
+    coordinate is smaller by another e^{−(λ₂−λ₃)t}. (Derived from A8.)"""
+    growth = jnp.exp(as_float(gap, "gap") * as_float(t, "t"))
+    return 2 / math.pi * jnp.arctan(growth * jnp.tan(as_float(angle, "angle")))

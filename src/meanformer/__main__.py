@@ -1,0 +1,162 @@
+"""The command `meanformer`: list the experiments, run one."""
+
+import contextlib
+import dataclasses
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+
+from . import experiments
+from .checks import nearest
+from .experiments.report import table, write
+from .files import check_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """Every experiment, one line each, with its source."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Run an experiment: figures (PNG and PDF), data.npz and summary.json in OUT, and the
+    table of checks. Exit status 0 if all hold, 1 if one fails, 2 for bad arguments."""
+
+    name: tyro.conf.Positional[str]
+    """One of those that `meanformer list` prints, such as multiscale/fig1a."""
+    out: Path | None = None
+    """Folder to write in; default runs/NAME. Files of an earlier run are replaced."""
+    seed: int = 0
+    """Seed of the random initial tokens; the same seed gives the same numbers."""
+    tokens: int | None = None
+    """Number of tokens; default as in the paper."""
+    quick: bool = False
+    """A smaller, faithful version, in seconds."""
+    precision: Literal[32, 64] = 64
+    """Bits of a floating-point number."""
+    layers: bool = False
+    """The paper's fixed Euler layers where the default is adaptive steps."""
+
+
+Command = (
+    Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Run, tyro.conf.subcommand("run")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    command = tyro.cli(
+        Command,  # pyright: ignore[reportArgumentType]
+        prog="meanformer",
+        description="How tokens move through a deep transformer: the papers' experiments.",
+        args=argv,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)[:1],
+    )
+    if isinstance(command, List):
+        print(listing())
+        return 0
+    return run(command)
+
+
+def listing() -> str:
+    """All experiments: name, what it shows, source."""
+    width = max(len(name) for name in experiments.REGISTRY)
+    return "\n".join(
+        f"{e.name.ljust(width)}  {e.title}  [{e.source}]"
+        for e in experiments.REGISTRY.values()
+    )
+
+
+def run(options: Run) -> int:
+    """Run one experiment; returns the exit status of the command."""
+    try:
+        experiment = experiments.REGISTRY.get(options.name)
+        if experiment is None:
+            known = nearest(options.name, experiments.REGISTRY)
+            raise ValueError(
+                f"Argument `NAME` must be an experiment, but is {options.name!r}. {known} "
+                "See `meanformer list`."
+            )
+        settings = experiments.Settings(
+            seed=options.seed,
+            tokens=options.tokens,
+            quick=options.quick,
+            layers=options.layers,
+            progress=True,
+        )
+        out = (
+            Path("runs", *experiment.name.split("/"))
+            if options.out is None
+            else options.out
+        )
+        check_folder(out, "--out")
+        jax.config.update("jax_enable_x64", options.precision == 64)
+        begin = time.perf_counter()
+        with _compile_clock() as compiling:
+            report = experiment.run(settings)
+        seconds = time.perf_counter() - begin
+    except ValueError as error:
+        print(f"meanformer: {_as_option(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("meanformer: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    try:
+        paths = write(
+            report,
+            out,
+            name=experiment.name,
+            source=experiment.source,
+            seed=options.seed,
+            seconds=seconds,
+            compile_seconds=sum(compiling),
+        )
+    except KeyboardInterrupt:
+        print(
+            f"meanformer: interrupted while writing to {out}; the files there are whole, "
+            "summary.json comes last.",
+            file=sys.stderr,
+        )
+        return 130
+    print(table(report.checks))
+    for note in report.notes:
+        print(f"\n{note}")
+    print(
+        f"\n{experiment.name}: {sum(c.holds for c in report.checks)} of "
+        f"{len(report.checks)} checks hold; {seconds:.1f} s, of which "
+        f"{100 * min(1, sum(compiling) / seconds):.0f} % compilation; "
+        f"{paths[-1].parent}/: {', '.join(p.name for p in paths)}"
+    )
+    return 0 if report.holds else 1
+
+
+def _as_option(message: str) -> str:
+    """The message with the options' names as the user typed them."""
+    return re.sub(r"`(tokens|seed)`", r"`--\1`", message)
+
+
+@contextlib.contextmanager
+def _compile_clock() -> Iterator[list[float]]:
+    """Seconds that jax spends on lowering and compiling inside the block."""
+    spent: list[float] = []
+
+    def listen(event: str, duration: float, **_: object) -> None:
+        if event.endswith(("backend_compile_duration", "jaxpr_to_mlir_module_duration")):
+            spent.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield spent
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Charts of measurement beside theory: experiments describe curves, this draws them.
+
+Measured values are blue and green, dots or solid lines; theory is vermillion and other warm
+colours, dashed or thin; every curve is named in the legend of its panel."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import plotting
+from .checks import nearest
+
+_KINDS: dict[str, dict[str, Any]] = {
+    "measured": {"color": "#0072B2", "lw": 1.3},
+    "measured2": {"color": "#009E73", "lw": 1.3},
+    "points": {"color": "#56B4E9", "ls": "", "marker": "o", "ms": 2.6, "mew": 0},
+    "theory": {"color": "#D55E00", "lw": 1.1, "ls": (0, (5, 1.5))},
+    "theory2": {"color": "#000000", "lw": 0.9, "ls": (0, (1.5, 1.2))},
+    "theory3": {"color": "#CC79A7", "lw": 0.9, "ls": (0, (4, 1.2, 1, 1.2))},
+    "band": {"color": "#0072B2", "alpha": 0.2, "lw": 0},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """y against x, named `label`. `kind`: "measured", "measured2" (lines), "points",
+    "theory", "theory2", "theory3" (dashed), or "band" between `y` and `upper`."""
+
+    x: Any
+    y: Any
+    label: str
+    kind: str
+    upper: Any = None
+
+    def __post_init__(self):
+        if self.kind not in _KINDS:
+            hint = nearest(self.kind, _KINDS)
+            raise ValueError(f"Argument `kind` is {self.kind!r}. {hint}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One pair of axes. `bars`: (edges, heights) of a histogram below the curves; `spans`:
+    (from, to, label) of shaded ranges of x; `angles`: ticks of [−π, π]."""
+
+    xlabel: str
+    ylabel: str
+    curves: Sequence[Curve]
+    xscale: str = "linear"
+    yscale: str = "linear"
+    ylim: tuple[float, float] | None = None
+    title: str = ""
+    bars: tuple[Any, Any] | None = None
+    bars_label: str = "tokens"
+    spans: Sequence[tuple[float, float, str]] = ()
+    angles: bool = False
+
+
+def panels(
+    rows: Sequence[Panel], title: str = "", *, share_y: bool = False
+) -> plotting.Picture:
+    """A picture of panels side by side, at most two in a row for page width; four with a
+    shared legend if they show the same curves (`share_y`: on one scale)."""
+    columns = min(len(rows), 3 if len(rows) == 3 else 2)
+    lines = -(-len(rows) // columns)
+    width = plotting.PAGE if len(rows) > 1 else plotting.COLUMN
+    panel_height = 2.5 if columns == 2 else 2.3
+    with plotting.blank(width, panel_height * lines, title) as figure:
+        grid = figure.subplots(lines, columns, squeeze=False, sharey=share_y)
+        for ax, panel in zip(grid.ravel(), rows):
+            _draw(ax, panel)
+        for ax in grid.ravel()[len(rows) :]:
+            ax.set_axis_off()
+        if share_y:
+            for ax in grid[:, 1:].ravel():
+                ax.set_ylabel("")
+            for ax in grid.ravel()[1:]:
+                if (legend := ax.get_legend()) is not None:
+                    legend.remove()
+    return figure
+
+
+def _draw(ax: Any, panel: Panel) -> None:
+    if panel.bars is not None:
+        edges, heights = panel.bars
+        color = _KINDS["measured"]["color"]
+        ax.stairs(
+            heights,
+            edges,
+            fill=True,
+            color=color,
+            alpha=0.4,
+            lw=0,
+            label=panel.bars_label,
+        )
+    for c in panel.curves:
+        style = _KINDS[c.kind]
+        if c.kind == "band":
+            ax.fill_between(c.x, c.y, c.upper, label=c.label, **style)
+        else:
+            ax.plot(
+                c.x, c.y, label=c.label, zorder=3 if "theory" in c.kind else 2, **style
+            )
+    for left, right, label in panel.spans:
+        ax.axvspan(left, right, color="#999999", alpha=0.2, lw=0, label=label)
+    ax.set(
+        xlabel=panel.xlabel,
+        ylabel=panel.ylabel,
+        xscale=panel.xscale,
+        yscale=panel.yscale,
+        title=panel.title,
+    )
+    if panel.ylim is not None:
+        ax.set_ylim(panel.ylim)
+    if panel.angles:
+        ax.set_xlim(-np.pi, np.pi)
+        ax.set_xticks(
+            [-np.pi, -np.pi / 2, 0, np.pi / 2, np.pi], ["−π", "−π/2", "0", "π/2", "π"]
+        )
+        ax.set_ylim(bottom=0)
+    elif panel.xscale == "linear":
+        ax.margins(x=0)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=7, handlelength=2.2)

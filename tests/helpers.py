@@ -1,0 +1,67 @@
+"""What several test files share. No test inside."""
+
+import itertools
+import math
+
+import mpmath
+import numpy as np
+from scipy import integrate
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+def random_tokens(rng, n, d):
+    """n random unit vectors of R^d, shape (n, d)."""
+    x = rng.normal(size=(n, d))
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def random_rotation(rng, d):
+    """A random orthogonal matrix, shape (d, d)."""
+    return np.linalg.qr(rng.normal(size=(d, d)))[0]
+
+
+def at_angle(mean, angle):
+    """Unit vectors of R^d at the given angles to the unit vector `mean`, shape (n, d)."""
+    mean, angle = np.asarray(mean, float), np.asarray(angle, float)
+    aside = np.linalg.qr(np.stack([mean, np.roll(mean, 1) + np.eye(len(mean))[0]], 1))[0]
+    return np.cos(angle)[..., None] * mean + np.sin(angle)[..., None] * aside[:, 1]
+
+
+def central_difference(f, x, h):
+    """f'(x) for a scalar x, with error h⁴|f⁽⁵⁾|/30 and rounding 1.5·eps·|f|/h."""
+    f = [np.asarray(f(x + j * h), float) for j in (-2, -1, 1, 2)]
+    return (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * h)
+
+
+def sphere_area(d):
+    """|S^{d−1}| with 40 digits."""
+    with mpmath.workdps(40):
+        return float(
+            2 * mpmath.pi ** (mpmath.mpf(d) / 2) / mpmath.gamma(mpmath.mpf(d) / 2)
+        )
+
+
+def zonal_integral(f, d, start=0.0, stop=math.pi, breaks=()):
+    """∫ f(θ) |S^{d−2}| sin^{d−2}θ dθ: the integral over S^{d−1} of a function of the angle
+    θ to one direction. `breaks` are where adaptive quadrature should look."""
+    ends = [start, *sorted(b for b in breaks if start < b < stop), stop]
+    around = 2.0 if d == 2 else sphere_area(d - 1)
+
+    def integrand(theta):
+        return float(f(theta)) * around * math.sin(theta) ** (d - 2)
+
+    return math.fsum(
+        integrate.quad(integrand, a, b, epsabs=1e-13, epsrel=1e-12, limit=200)[0]
+        for a, b in itertools.pairwise(ends)
+    )
+
+
+def relative_errors(values, exact):
+    """|value/exact − 1| for float `values` and mpmath `exact` (absolute where exact = 0)."""
+    return np.array(
+        [
+            float(abs(mpmath.mpf(float(v)) - e) / (abs(e) if e else 1))
+            for v, e in zip(np.asarray(values).ravel(), exact)
+        ]
+    )
