@@ -59,26 +59,39 @@ class Panel:
 
 
 def panels(
-    rows: Sequence[Panel], title: str = "", *, share_y: bool = False
+    rows: Sequence[Panel], title: str = "", *, shared: bool = False
 ) -> plotting.Picture:
-    """A picture of panels side by side, at most two in a row for page width; four with a
-    shared legend if they show the same curves (`share_y`: on one scale)."""
-    columns = min(len(rows), 3 if len(rows) == 3 else 2)
+    """A picture of panels side by side: up to three in a row, four as two by two.
+
+    `shared`: the panels show the same curves: one scale of y and one legend for all;
+    otherwise each panel has its legend below it."""
+    columns = 2 if len(rows) == 4 else min(len(rows), 3)
     lines = -(-len(rows) // columns)
     width = plotting.PAGE if len(rows) > 1 else plotting.COLUMN
-    panel_height = 2.5 if columns == 2 else 2.3
-    with plotting.blank(width, panel_height * lines, title) as figure:
-        grid = figure.subplots(lines, columns, squeeze=False, sharey=share_y)
+    height = 2.0 if shared else 3.0
+    with plotting.blank(width, height * lines, title) as figure:
+        grid = figure.subplots(lines, columns, squeeze=False, sharey=shared)
         for ax, panel in zip(grid.ravel(), rows):
             _draw(ax, panel)
+            handles, labels = ax.get_legend_handles_labels()
+            if handles and not shared:
+                below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+                ax.legend(handles, labels, **below, frameon=False, fontsize=7)
         for ax in grid.ravel()[len(rows) :]:
             ax.set_axis_off()
-        if share_y:
+        if shared:
             for ax in grid[:, 1:].ravel():
                 ax.set_ylabel("")
-            for ax in grid.ravel()[1:]:
-                if (legend := ax.get_legend()) is not None:
-                    legend.remove()
+            for ax in grid[:-1].ravel():
+                ax.set_xlabel("")
+            handles, labels = grid[0, 0].get_legend_handles_labels()
+            figure.legend(
+                handles,
+                labels,
+                loc="outside upper center",
+                ncols=len(labels),
+                frameon=False,
+            )
     return figure
 
 
@@ -122,5 +135,3 @@ def _draw(ax: Any, panel: Panel) -> None:
         ax.set_ylim(bottom=0)
     elif panel.xscale == "linear":
         ax.margins(x=0)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=7, handlelength=2.2)

@@ -198,12 +198,16 @@ def snapshots(
 
     **Arguments:** `xs` (k, n, 3), k states; `ts` (k,), their times; `weights`, `color`,
     `cmap`, `view` as in `scatter_sphere`; `curves`: for each sphere points (m, 3) of a
-    theory curve, or None; `title` of the whole. All tokens are drawn."""
+    theory curve, or None (then the coordinate axes are left out); `title` of the whole. All
+    tokens are drawn."""
     xs = np.asarray(check_finite(xs, "xs", (None, None, 3)), float)
     ts = np.asarray(check_finite(_array(ts), "ts", (xs.shape[0],)), float)
     if xs.shape[0] == 0:
         raise ValueError("Argument `xs` must hold at least one state, but holds none.")
-    return _spheres(xs, _time_titles(ts), weights, view, color, cmap, curves, title)
+    label = "x" if curves is None else ""  # a curve may run over the labels
+    return _spheres(
+        xs, _time_titles(ts), weights, view, color, cmap, curves, title, label
+    )
 
 
 def _spheres(xs, titles, weights, view, color, cmap, curves, title, label="x") -> Picture:
@@ -664,7 +668,7 @@ def _lifted(theory: Theory, ts: np.ndarray) -> list[np.ndarray]:
 
 
 @contextlib.contextmanager
-def blank(width: float, height: float, title: str = "") -> Iterator[Picture]:
+def blank(width: float | int, height: float | int, title: str = "") -> Iterator[Picture]:
     """An empty picture of the given size in inches, in the library's style while the block
     draws into it."""
     with matplotlib.rc_context(STYLE):

@@ -220,7 +220,7 @@ def fig1a(settings: Settings) -> Report:
             ),
             Panel(
                 "time t",
-                "share of tokens within 0.01 of ±e₃",
+                "share within 0.01 of ±e₃",
                 [
                     Curve(ts, share, "β = 30, tokens", "measured"),
                     Curve(
@@ -708,25 +708,25 @@ def fig2(settings: Settings) -> Report:
     before = np.linspace(0, 0.999 * blow_up, 200)
     heat = np.sqrt(np.asarray(theory.heat_variance(SIGMA**2, before, beta, 1))) / SIGMA
     seen = ts <= 8
-    initial = (np.linspace(-np.pi, np.pi, 721),)
-    initial += (
-        np.asarray(
-            theory.wrapped_mixture_density(
-                jnp.asarray(initial[0]), CENTRES, np.full(3, SIGMA**2), SHARES
-            )
-        ),
-    )
+    theta = np.linspace(-np.pi, np.pi, 721)
+
+    def circle_law(t: float) -> np.ndarray:
+        s = theory.closure_variance(np.full(3, SIGMA**2), t, beta, 1)
+        return np.asarray(
+            theory.wrapped_mixture_density(jnp.asarray(theta), CENTRES, s, SHARES)
+        )
+
     histograms = panels(
         [
             *[
                 _angle_panel(
-                    xs[i], ts[i], bins=120, theory_curve=initial if i == 0 else None
+                    xs[i], ts[i], 120, (theta, circle_law(ts[i])), "A45 on the circle"
                 )
-                for i in shown[:2]
+                for i in _nearest(ts, [0, 0.5])
             ],
             Panel(
                 "time t",
-                "width of the heaviest cluster / initial",
+                "relative width, heaviest cluster",
                 [
                     Curve(ts[seen], widths[seen], "tokens", "points"),
                     Curve(ts[seen], closure[seen], "Gaussian closure (A45)", "theory"),
@@ -942,7 +942,7 @@ def fig3(settings: Settings) -> Report:
             steps="layers of 1e-3" if settings.layers else "adaptive",
         ),
         checks,
-        {"histograms": panels(rows, share_y=True)},
+        {"histograms": panels(rows, shared=True)},
         {
             "ts": ts,
             "edges": np.asarray(edges),
