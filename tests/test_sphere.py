@@ -13,14 +13,23 @@ from hypothesis import given, strategies as st
 from helpers import EPS, central_difference, random_rotation, random_tokens
 from meanformer import sphere
 
-dimensions = st.integers(2, 9)
+dimensions = st.sampled_from([2, 3, 8])
 seeds = st.integers(0, 2**32 - 1)
 
 
+def tokens(rng, n, d):
+    """Random tokens as a jax array."""
+    return jnp.asarray(random_tokens(rng, n, d))
+
+
 def tangents(rng, x):
-    """Random tangent vectors at the rows of x."""
-    g = rng.normal(size=x.shape)
-    return g - np.sum(g * x, axis=1, keepdims=True) * x
+    """Random vectors tangent at the rows of x, of norm 1 (projected twice, so that they are
+    tangent to rounding although most of a random vector may be normal)."""
+    v = jnp.asarray(rng.normal(size=x.shape))
+    for _ in range(2):
+        v = v - jnp.sum(v * x, axis=1, keepdims=True) * x
+        v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
+    return v
 
 
 # ------------------------------------------------------------------- distance
@@ -31,20 +40,19 @@ def tangents(rng, x):
 )
 @pytest.mark.parametrize("d", [2, 3, 17])
 def test_distance_is_the_arc_cosine_with_all_digits(d, angle):
-    """distance = 2·asin(|x − y|/2) of the float vectors, with 50 digits; the vectors are
-    unit to rounding, which moves the angle by a few roundings of it."""
-    x = np.eye(d)[0]
-    y = np.zeros(d)
-    y[0], y[-1] = math.cos(angle), math.sin(angle)
-    with mpmath.workdps(200):
-        inner = mpmath.mpf(y[0]) / mpmath.hypot(y[0], y[-1])
-        exact = float(mpmath.acos(inner))
+    """acos of the inner product of the float vectors, taken with 400 digits; they are unit
+    to rounding only, which moves the angle by a few roundings of it."""
+    x = jnp.eye(d)[0]
+    y = jnp.zeros(d).at[0].set(math.cos(angle)).at[-1].set(math.sin(angle))
+    with mpmath.workdps(400):
+        first, last = mpmath.mpf(float(y[0])), mpmath.mpf(float(y[-1]))
+        exact = float(mpmath.acos(first / mpmath.hypot(first, last)))
     np.testing.assert_allclose(sphere.distance(x, y), exact, rtol=4 * EPS)
 
 
 def test_distance_is_zero_and_pi_without_nan_gradient():
     """d(x, x) = 0 and d(x, −x) = π exactly; the gradient there is defined as 0."""
-    x = jnp.asarray(random_tokens(np.random.default_rng(0), 1, 5)[0])
+    x = jnp.asarray(tokens(np.random.default_rng(0), 1, 5)[0])
     for y, value in ((x, 0.0), (-x, math.pi)):
         assert float(sphere.distance(x, y)) == value
         for argument in (0, 1):
@@ -56,7 +64,7 @@ def test_distance_is_zero_and_pi_without_nan_gradient():
 def test_distance_is_a_metric_invariant_under_rotations(d, seed):
     """Symmetry, triangle inequality, d(Rx, Ry) = d(x, y), and d(x, y) + d(x, −y) = π."""
     rng = np.random.default_rng(seed)
-    x, y, z = random_tokens(rng, 3, d)
+    x, y, z = tokens(rng, 3, d)
     rotation = random_rotation(rng, d)
     gap = float(sphere.distance(x, y))
     tol = 4 * d * EPS * math.pi
@@ -69,9 +77,8 @@ def test_distance_is_a_metric_invariant_under_rotations(d, seed):
 def test_slope_of_the_distance_along_a_geodesic_is_one():
     """d/dt distance(x, exp_x(t v)) = |v| for 0 < t|v| < π, by AD in t."""
     rng = np.random.default_rng(3)
-    x = random_tokens(rng, 1, 4)
-    v = tangents(rng, x)
-    v = jnp.asarray(v[0] / np.linalg.norm(v))
+    x = tokens(rng, 1, 4)
+    v = tangents(rng, x)[0]
     slope = jax.grad(lambda t: sphere.distance(x[0], sphere.exp(x[0], t * v)))
     for t in (1e-6, 0.3, 3.0):
         np.testing.assert_allclose(slope(t), 1, rtol=1e-9)
@@ -85,11 +92,10 @@ def test_exp_and_log_are_inverse(d, seed, exponent):
     """exp_x(log_x y) = y, and log_x(exp_x v) = v for |v| < π: to rounding of 1, and near
     the antipode of the inverse of sin|v|, by which log_x stretches."""
     rng = np.random.default_rng(seed)
-    x, y = random_tokens(rng, 8, d), random_tokens(rng, 8, d)
+    x, y = tokens(rng, 8, d), tokens(rng, 8, d)
     np.testing.assert_allclose(sphere.exp(x, sphere.log(x, y)), y, rtol=0, atol=1e-13)
-    v = tangents(rng, x)
     length = 10**exponent
-    v *= length / np.linalg.norm(v, axis=1, keepdims=True)
+    v = length * tangents(rng, x)
     stretch = length / math.sin(length)
     atol = 16 * EPS * max(1, stretch)
     np.testing.assert_allclose(sphere.log(x, sphere.exp(x, v)), v, rtol=0, atol=atol)
@@ -99,13 +105,13 @@ def test_exp_follows_the_great_circle():
     """exp_x(v) = cos|v| x + sin|v| v/|v|: on the sphere, x at v = 0, −x at |v| = π, and
     with derivative the identity on tangent vectors at v = 0."""
     rng = np.random.default_rng(5)
-    x = random_tokens(rng, 6, 4)
-    v = tangents(rng, x)
-    y = np.asarray(sphere.exp(x, v))
+    x = tokens(rng, 6, 4)
+    direction = tangents(rng, x)
+    v = 2 * direction
+    y = sphere.exp(x, v)
     np.testing.assert_allclose(np.linalg.norm(y, axis=1), 1, rtol=4 * EPS)
     np.testing.assert_array_equal(sphere.exp(x, 0 * v), x)
-    half_turn = math.pi * v / np.linalg.norm(v, axis=1, keepdims=True)
-    np.testing.assert_allclose(sphere.exp(x, half_turn), -x, atol=8 * EPS)
+    np.testing.assert_allclose(sphere.exp(x, math.pi * direction), -x, atol=8 * EPS)
     at_rest = jnp.zeros(4)
     _, moved = jax.jvp(lambda w: sphere.exp(x[0], w), (at_rest,), (jnp.asarray(v[0]),))
     np.testing.assert_allclose(moved, v[0], rtol=4 * EPS)
@@ -115,8 +121,8 @@ def test_log_points_along_the_geodesic_with_its_length():
     """log_x y is tangent at x and |log_x y| = distance(x, y); log_x x = 0 with a finite
     Jacobian, the projector P_x."""
     rng = np.random.default_rng(6)
-    x, y = random_tokens(rng, 6, 5), random_tokens(rng, 6, 5)
-    v = np.asarray(sphere.log(x, y))
+    x, y = tokens(rng, 6, 5), tokens(rng, 6, 5)
+    v = sphere.log(x, y)
     np.testing.assert_allclose(np.sum(v * x, axis=1), 0, atol=16 * EPS)
     np.testing.assert_allclose(
         np.linalg.norm(v, axis=1), sphere.distance(x, y), rtol=8 * EPS
@@ -127,13 +133,20 @@ def test_log_points_along_the_geodesic_with_its_length():
     np.testing.assert_allclose(jacobian, np.eye(3) - np.outer(e, e), atol=4 * EPS)
 
 
+@pytest.mark.xfail(strict=True, reason="the rounding of |x|² − 1 decides the direction")
+def test_log_of_the_antipode_is_zero():
+    """Where the shortest tangent vector is not unique, log_x(−x) = 0."""
+    x = tokens(np.random.default_rng(0), 20, 5)
+    np.testing.assert_array_equal(sphere.log(x, -x), 0)
+
+
 def test_log_keeps_relative_precision_near_x():
     """log_x(exp_x v) = v to all digits for |v| = 1e−5, where y − x loses eleven of them
     only as data, not in the formula: the exact log of the float point y is the measure."""
-    x = np.array([0.6, 0.8, 0.0])
-    y = np.asarray(sphere.exp(x, np.array([0.8e-5, -0.6e-5, 2e-5])))
+    x = jnp.array([0.6, 0.8, 0.0])
+    y = sphere.exp(x, jnp.array([0.8e-5, -0.6e-5, 2e-5]))
     with mpmath.workdps(50):
-        a, b = [[mpmath.mpf(c) for c in v] for v in (x, y)]
+        a, b = [[mpmath.mpf(float(c)) for c in v] for v in (x, y)]
         a, b = [[c / mpmath.norm(v) for c in v] for v in (a, b)]
         inner = mpmath.fdot(a, b)
         flat = [q - inner * p for p, q in zip(a, b)]
@@ -147,7 +160,7 @@ def test_log_keeps_relative_precision_near_x():
 def test_everything_turns_with_the_sphere(d, seed):
     """f(Rx, Rv) = R f(x, v) for project, exp, log and normalise."""
     rng = np.random.default_rng(seed)
-    x, y, g = random_tokens(rng, 4, d), random_tokens(rng, 4, d), rng.normal(size=(4, d))
+    x, y, g = tokens(rng, 4, d), tokens(rng, 4, d), jnp.asarray(rng.normal(size=(4, d)))
     v, turn = tangents(rng, x), random_rotation(rng, d).T
     atol = 100 * d * EPS
     for f, a, b in (
@@ -155,7 +168,7 @@ def test_everything_turns_with_the_sphere(d, seed):
         (sphere.exp, x, v),
         (lambda x, y: sphere.exp(x, 0.5 * sphere.log(x, y)), x, 0.5 * x + y),
     ):
-        b = b / np.linalg.norm(b, axis=1, keepdims=True) if f is not sphere.exp else b
+        b = b / jnp.linalg.norm(b, axis=1, keepdims=True) if f is not sphere.exp else b
         np.testing.assert_allclose(f(a @ turn, b @ turn), f(a, b) @ turn, atol=atol)
     np.testing.assert_allclose(
         sphere.normalise(g @ turn), sphere.normalise(g) @ turn, atol=atol
@@ -169,20 +182,20 @@ def test_everything_turns_with_the_sphere(d, seed):
 def test_project_is_the_orthogonal_projector_onto_the_tangent_space(d, seed):
     """P_x v ⟂ x, P_x P_x = P_x, P_x x = 0, and P_x is symmetric: ⟨u, P_x v⟩ = ⟨P_x u, v⟩."""
     rng = np.random.default_rng(seed)
-    x, u, v = random_tokens(rng, 5, d), *rng.normal(size=(2, 5, d))
-    once = np.asarray(sphere.project(x, v))
+    x, u, v = tokens(rng, 5, d), *jnp.asarray(rng.normal(size=(2, 5, d)))
+    once = sphere.project(x, v)
     atol = 8 * d * EPS * np.abs(v).max() * max(1, np.abs(u).max())
     np.testing.assert_allclose(np.sum(once * x, axis=1), 0, atol=atol)
     np.testing.assert_allclose(sphere.project(x, once), once, atol=atol)
     np.testing.assert_allclose(sphere.project(x, x), 0, atol=atol)
-    left, right = np.sum(u * once, 1), np.sum(np.asarray(sphere.project(x, u)) * v, 1)
+    left, right = np.sum(u * once, 1), np.sum(sphere.project(x, u) * v, 1)
     np.testing.assert_allclose(left, right, atol=atol)
 
 
 def test_normalise_is_the_nearest_point_and_idempotent():
     """x/|x|; the origin has no nearest point and gives NaN."""
-    g = np.random.default_rng(8).normal(size=(6, 3))
-    x = np.asarray(sphere.normalise(g))
+    g = jnp.asarray(np.random.default_rng(8).normal(size=(6, 3)))
+    x = sphere.normalise(g)
     np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=2 * EPS)
     np.testing.assert_allclose(sphere.normalise(x), x, rtol=2 * EPS)
     np.testing.assert_allclose(np.cross(g, x), 0, atol=8 * EPS)
@@ -237,7 +250,7 @@ GOOD = np.eye(3)[:2]
         (GOOD, 4, r"d = 4 columns to fit the matrices, but has shape \(2, 3\)"),
         (1.01 * GOOD, None, r"norm 1 to within 1e-05, but row 0 has norm 1\.01\. Use"),
         (
-            GOOD + [[0, 0, 0], [0, 0, 2]],
+            np.add(GOOD, [[0, 0, 0], [0, 0, 2]]),
             None,
             r"row 1 has norm 2\.236.*sphere\.normalise",
         ),

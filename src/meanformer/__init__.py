@@ -1,5 +1,7 @@
 """meanformer: how tokens move through a deep transformer, simulated and predicted."""
 
+import importlib
+
 from . import sphere as sphere
 from . import special as special
 from .measures import AzimuthElevation as AzimuthElevation
@@ -24,3 +26,17 @@ from .flow import Trajectory as Trajectory
 from .flow import unroll as unroll
 from . import observables as observables
 from . import theory as theory
+
+_PLOTTING = ("plot", "animate")  # matplotlib is imported when they are first used
+
+
+def __getattr__(name: str):
+    if name in _PLOTTING:
+        return getattr(importlib.import_module(".plotting", __name__), name)
+    if name in ("plotting", "charts", "experiments"):
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_PLOTTING, "plotting", "charts", "experiments"])
