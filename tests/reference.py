@@ -212,3 +212,10 @@ def slope(f, h):
 def fitted_order(steps, errors):
     """The slope of log error against log step."""
     return np.polyfit(np.log(steps), np.log(errors), 1)[0]
+
+
+def scalar_flow(velocity, y0, t1):
+    """y(t1) of ẏ = velocity(t, y) for one number, by DOP853."""
+    return solve_ivp(
+        velocity, (0.0, t1), [y0], method="DOP853", rtol=1e-13, atol=1e-13
+    ).y[0, -1]

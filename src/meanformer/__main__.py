@@ -147,7 +147,7 @@ def _compile_clock() -> Iterator[list[float]]:
     """Seconds that jax spends on lowering and compiling inside the block."""
     spent: list[float] = []
 
-    def listen(event: str, duration: float, **_: object) -> None:
+    def listen(event: str, duration: float, **_: str | int) -> None:
         if event.endswith(("backend_compile_duration", "jaxpr_to_mlir_module_duration")):
             spent.append(duration)
 

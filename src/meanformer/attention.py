@@ -8,14 +8,16 @@ Points are rows. Parameters follow the dtype of the tokens at evaluation.
 """
 
 import abc
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from . import sphere
-from .checks import as_float, check_finite, check_scalar
+from .checks import ArrayLike, as_float, check_finite, check_scalar, check_times
 from .measures import Empirical
 from .partition import AbstractPartition, Auto, matmul
 
@@ -250,7 +252,7 @@ class LayerStack(AbstractField):
         self.layers = len(fields)
         if times is None:
             times = jnp.arange(self.layers, dtype=jnp.result_type(float))
-        self.times = check_finite(times, "times", (self.layers,))
+        self.times = check_times(check_finite(times, "times", (self.layers,)), "times")
 
     @property
     def d(self) -> int:
@@ -277,11 +279,11 @@ class TimeDependent(AbstractField):
     `dim`, the dimension d of the tokens. **Source:** *multiscale*, (SA) with Q_t, K_t, V_t.
     """
 
-    make: object = eqx.field(static=True)
-    args: object
+    make: Callable[[Array, Any], AbstractField] = eqx.field(static=True)
+    args: Any
     dim: int = eqx.field(static=True)
 
-    def __init__(self, make, args: object = None, *, dim: int):
+    def __init__(self, make: Callable, args: Any = None, *, dim: int):
         if not callable(make):
             raise ValueError(f"Argument `make` must be callable, but is {make!r}.")
         self.make, self.args = make, args

@@ -5,22 +5,28 @@ computed; traced values (under `jit`, `vmap`, `grad`) answer when the program ru
 """
 
 import difflib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+# What `jnp.asarray` takes: arrays, numbers, nested lists of them.
+ArrayLike = jaxtyping.ArrayLike | Sequence
+T = TypeVar("T")
 
 
 def is_traced(*values: Any) -> bool:
     """Whether any array in `values` is abstract, so that its numbers cannot be read."""
-    return any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(values))
+    return any(isinstance(v, Tracer) for v in jax.tree.leaves(values))
 
 
-def refuse(value: Any, bad: Any, message: str) -> Any:
+def refuse(value: T, bad: Any, message: str) -> T:
     """`value`, or an error that says `message` if any entry of `bad` is true."""
     if is_traced(bad):
         return eqx.error_if(value, jnp.any(bad), message)

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import tqdm
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from . import files, sphere
 from .attention import AbstractField, LayerStack
-from .checks import check_count, check_scalar, check_times, is_traced
+from .checks import ArrayLike, check_count, check_scalar, check_times, is_traced
 from .measures import Empirical
 
 Observable = Callable[[Empirical], Any]
@@ -71,7 +71,8 @@ class Trajectory(eqx.Module):
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic(path) as draft, open(draft, "wb") as file:
             named = {k: np.asarray(v) for k, v in arrays.items()}
-            np.savez_compressed(file, meta=np.array(json.dumps(meta)), **named)
+            named["meta"] = np.array(json.dumps(meta))
+            np.savez_compressed(file, **named)  # pyright: ignore[reportArgumentType]
         return path
 
 
@@ -175,6 +176,13 @@ class Projected(dfx.AbstractWrappedSolver):
         return self.solver.init(terms, t0, t1, y0, args)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        if isinstance(args, tuple) and isinstance(args[0], LayerStack):
+            # All stages belong to this layer, also where the next begins at t1; a stage
+            # kept from the step before may not.
+            args, made_jump = (
+                (args[0].at(jnp.asarray(t0 + (t1 - t0) / 2)), *args[1:]),
+                True,
+            )
         y1, error, dense, state, result = self.solver.step(
             terms, t0, t1, y0, args, solver_state, made_jump
         )
@@ -362,6 +370,55 @@ def _tolerances(
     return jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype)
 
 
+class _Crossing(eqx.Module):
+    """An event as diffrax wants it; equal for equal functions, so that nothing compiles
+    anew."""
+
+    event: Callable[[Empirical], Array]
+
+    def __call__(self, t, y, args, **kwargs):
+        del t, kwargs
+        value = jnp.asarray(
+            self.event(Empirical(sphere.normalise(y), args[1], check=False))
+        )
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                "Argument `event` must return a real number that crosses 0, but returns "
+                f"{value.dtype}. Return a difference, or give a `diffrax.Event`."
+            )
+        return value.astype(jnp.result_type(float))  # diffrax compares it with 0.0
+
+
+class _Bisection(optx.AbstractRootFinder):
+    """Halves the step in which the event happened until its ends are neighbours. Values
+    are read by their sign alone: they may have any unit, and rounding."""
+
+    rtol: float = 0.0
+    atol: float = 0.0
+    norm: Callable = optx.max_norm
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        del y, f_struct, aux_struct, tags
+        lower, upper = options["lower"], options["upper"]
+        return lower, upper, fn(lower, args)[0] > fn(upper, args)[0]
+
+    def step(self, fn, y, args, options, state, tags):
+        del options, tags
+        lower, upper, falls = state
+        value, aux = fn(y, args)
+        early = jnp.where(falls, value > 0, value < 0)
+        lower, upper = jnp.where(early, y, lower), jnp.where(early, upper, y)
+        return lower + (upper - lower) / 2, (lower, upper, falls), aux
+
+    def terminate(self, fn, y, args, options, state, tags):
+        lower, upper, _ = state
+        middle = lower + (upper - lower) / 2
+        return (middle <= lower) | (middle >= upper), optx.RESULTS.successful
+
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
+        return y, aux, {}
+
+
 def _as_event(event: Any) -> dfx.Event | None:
     if event is None or isinstance(event, dfx.Event):
         return event
@@ -370,12 +427,8 @@ def _as_event(event: Any) -> dfx.Event | None:
             f"Argument `event` must be a function of the measure or a `diffrax.Event`, but "
             f"is {event!r}."
         )
-
-    def condition(t, y, args, **kwargs):
-        del t, kwargs
-        return event(Empirical(sphere.normalise(y), args[1], check=False))
-
-    return dfx.Event(condition, root_finder=optx.Newton(1e-10, 1e-10))
+    crossing = _Crossing(event)  # pyright: ignore[reportArgumentType]
+    return dfx.Event(crossing, root_finder=_Bisection())
 
 
 def _controller(options: _Options, onto: Array, field: AbstractField):
@@ -410,7 +463,7 @@ def _integrate(
     if options.event is not None:
         subs["end"] = dfx.SubSaveAt(t1=True, fn=lambda t, y, args: sphere.normalise(y))
     solution = dfx.diffeqsolve(
-        dfx.ODETerm(_velocity),
+        dfx.ODETerm(_velocity),  # pyright: ignore[reportArgumentType]
         options.solver,
         ts[0],
         ts[-1],

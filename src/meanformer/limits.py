@@ -5,11 +5,11 @@ large finite β (`attention`)."""
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from . import sphere
 from .attention import AbstractAttention, check_matrices
-from .checks import refuse, shown
+from .checks import ArrayLike, refuse, shown
 from .measures import Empirical
 from .partition import in_blocks, matmul
 

@@ -18,11 +18,19 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 from scipy.special import roots_jacobi
 
 from . import special, sphere
-from .checks import as_float, check_count, check_scalar, is_traced, refuse, shown
+from .checks import (
+    ArrayLike,
+    as_float,
+    check_count,
+    check_scalar,
+    is_traced,
+    refuse,
+    shown,
+)
 
 
 class AbstractMeasure(eqx.Module):

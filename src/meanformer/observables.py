@@ -2,19 +2,20 @@
 to `solve` and `unroll` as observables."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from . import sphere
 from .attention import check_matrices, check_measure
-from .checks import as_float, check_count, check_scalar, refuse
+from .checks import ArrayLike, as_float, check_count, check_scalar, refuse
 from .measures import Empirical
 from .partition import AbstractPartition, Auto, matmul
 
 
-def alignment(mu: Empirical, E: ArrayLike) -> Float[Array, ""]:
+def alignment(mu: Empirical, E: Any) -> Float[Array, ""]:
     """∫ |P_E x|² dµ ∈ [0, 1]: 1 if all tokens lie in the subspace E, dim E/d for the
     uniform law.
 
@@ -81,6 +82,7 @@ def angle_histogram(
     bins = check_count(bins, "bins")
     mu = check_measure(mu, mu.d)
     theta = sphere.angles(mu.points)
+    theta = jnp.where(theta >= math.pi, -math.pi, theta)  # π is −π
     cell = jnp.floor((theta + math.pi) * (bins / (2 * math.pi))).astype(int)
     mass = jnp.zeros(bins, mu.weights.dtype).at[cell % bins].add(mu.weights)
     return mass, jnp.linspace(-math.pi, math.pi, bins + 1, dtype=theta.dtype)

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from jaxtyping import ArrayLike
 from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection, PolyCollection
@@ -31,7 +30,7 @@ from matplotlib.patches import Circle, StepPatch
 from matplotlib.ticker import NullFormatter
 
 from . import files
-from .checks import check_count, check_finite, check_scalar, check_times
+from .checks import ArrayLike, check_count, check_finite, check_scalar, check_times
 from .flow import Trajectory
 from .measures import AbstractLaw, Empirical, check_weights
 from .sphere import check_tokens, from_angles

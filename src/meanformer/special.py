@@ -15,9 +15,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
-from .checks import as_float, check_scalar
+from .checks import ArrayLike, as_float, check_scalar
 from .sphere import check_dimension
 
 _START = 30  # order at which Debye's expansion is used

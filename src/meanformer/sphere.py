@@ -4,9 +4,9 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
-from .checks import as_float, is_traced, refuse
+from .checks import ArrayLike, as_float, is_traced, refuse
 
 
 def normalise(x: Float[Array, "... d"]) -> Float[Array, "... d"]:

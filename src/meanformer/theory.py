@@ -11,10 +11,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Complex, Float
+from jaxtyping import Array, Complex, Float
 
 from . import special, sphere
-from .checks import as_float, check_count, check_finite, check_scalar, is_traced, refuse
+from .checks import (
+    ArrayLike,
+    as_float,
+    check_count,
+    check_finite,
+    check_scalar,
+    is_traced,
+    refuse,
+)
 from .measures import log_wrapped_normal
 
 # ------------------------------------------------------------------ alignment phase
@@ -280,7 +288,7 @@ def cluster_contraction_rate(V: ArrayLike, z: ArrayLike) -> Float[Array, ""]:
 # ------------------------------------------------------------------ heat phase
 
 
-def _check_sign(sign: float, name: str = "sign") -> float:
+def _check_sign(sign: float | int, name: str = "sign") -> float:
     if sign not in (1, -1):
         raise ValueError(
             f"Argument `{name}` must be +1 (V = +I: backward heat, clusters form) or −1 "
@@ -301,9 +309,9 @@ def heat_variance(
 
     **Raises:** `ValueError` for a backward time past the blow-up of a component (traced: at
     run time). **Source:** *multiscale*, Eqs. (6), (7)."""
-    sign = _check_sign(sign)
+    gamma = _check_sign(sign)
     s0, t = as_float(variance, "variance"), as_float(t, "t")
-    s = s0 - sign * 2 * t / check_scalar(beta, "beta", minimum=0.0, strict=True)
+    s = s0 - gamma * 2 * t / check_scalar(beta, "beta", minimum=0.0, strict=True)
     return refuse(
         s,
         ~(s > 0),
@@ -329,11 +337,11 @@ def closure_variance(
     For βs ≫ 1 it is the heat law, for βs ≪ 1 s ∝ e^{∓2t}: there is no blow-up at finite
     β. W₀ is Lambert's function, evaluated in logs. (Derived: the barycentre of N(0, s)
     tilted by βx is βs·x/(1 + βs), so that ẋ = −sign·x/(1 + βs).)"""
-    sign = _check_sign(sign)
+    gamma = _check_sign(sign)
     s0, t = as_float(variance, "variance"), as_float(t, "t")
     beta = check_scalar(beta, "beta", minimum=0.0, strict=True)
     a = beta * s0
-    return special.wright_omega(a + jnp.log(a) - 2 * sign * t) / beta
+    return special.wright_omega(a + jnp.log(a) - 2 * gamma * t) / beta
 
 
 def wrapped_mixture_density(

@@ -524,7 +524,8 @@ def _ring_rates(beta: float) -> tuple[list[int], list[float], list[float]]:
         SelfAttention(np.eye(2), turn, np.eye(2), beta),
         x0,
         np.linspace(0, 20, 11),
-        **({} if x0.dtype == jnp.float64 else {"rtol": 1e-5, "atol": 1e-6}),
+        rtol=1e-7 if x0.dtype == jnp.float64 else 1e-5,
+        atol=1e-7 if x0.dtype == jnp.float64 else 1e-6,
     )
     ts, xs = np.asarray(run.ts), np.asarray(run.xs, float)
     angle = np.arctan2(xs[..., 1], xs[..., 0])
@@ -785,7 +786,9 @@ def _crown(centres, variances, shares, height: float = 0.35) -> np.ndarray:
 def _angle_panel(x, t, bins: int, theory_curve=None, label="law", more=()) -> Panel:
     theta = np.arctan2(x[:, 1], x[:, 0])
     height, edges = np.histogram(theta, bins, (-np.pi, np.pi), density=True)
-    curves = [Curve(*theory_curve, label, "theory")] if theory_curve is not None else []
+    curves = []
+    if theory_curve is not None:
+        curves = [Curve(theory_curve[0], theory_curve[1], label, "theory")]
     return Panel(
         "angle θ (rad)",
         "density",
@@ -828,16 +831,16 @@ def fig3(settings: Settings) -> Report:
     smooth0 = law.nodes(m)
     times = [0.0, 0.5, 1.0, 2.0, 4.0]
     field = SelfAttention(I, I, -I, beta)
-    if settings.layers:
-        layers = [round(t / 1e-3) for t in times]
-        options = {"save": layers, "progress": settings.progress}
-        run = unroll(field, x0, layers[-1], 1e-3, **options)
-        smooth = unroll(field, smooth0, layers[-1], 1e-3, **options)
-    else:
+
+    def evolved(start) -> Trajectory:
+        if settings.layers:
+            layers = [round(t / 1e-3) for t in times]
+            bar = settings.progress
+            return unroll(field, start, layers[-1], 1e-3, save=layers, progress=bar)
         tol = 1e-6 if x0.dtype == jnp.float64 else 1e-4
-        options = {"rtol": tol, "atol": tol, "progress": settings.progress}
-        run = solve(field, x0, times, **options)
-        smooth = solve(field, smooth0, times, **options)
+        return solve(field, start, times, rtol=tol, atol=tol, progress=settings.progress)
+
+    run, smooth = evolved(x0), evolved(smooth0)
     ts = np.asarray(run.ts, float)
     edges = jnp.linspace(-jnp.pi, jnp.pi, bins + 1)
     s0 = np.full(3, SIGMA**2)
