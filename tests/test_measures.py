@@ -153,12 +153,12 @@ ZONAL = [
             WrappedNormal, wrapped_normal_cdf, d, sigma, id=f"wrapped-{d}-{sigma}"
         )
         for d in (2, 3, 5)
-        for sigma in (0.05, 0.5, 2.0)
+        for sigma in (0.05, 2.0)
     ],
     *[
         pytest.param(HeatKernel, heat_kernel_cdf, d, s, id=f"heat-{d}-{s}")
         for d in (2, 3, 4)
-        for s in (5e-3, 0.1, 1.0)
+        for s in (5e-3, 0.3)
     ],
 ]
 
@@ -197,8 +197,7 @@ def test_samples_follow_the_law(law, cdf, d, parameter):
 @pytest.mark.parametrize(
     "law",
     [
-        VonMisesFisher(mean_of(3).astype(np.float32), 50.0),
-        VonMisesFisher(mean_of(5).astype(np.float32), 1e6),
+        VonMisesFisher(mean_of(5).astype(np.float32), 1e4),
         WrappedNormal(mean_of(2).astype(np.float32), 0.5),
         HeatKernel(mean_of(3).astype(np.float32), 0.1),
     ],
@@ -222,7 +221,7 @@ def test_float32_laws_give_float32_samples_of_the_same_law(law):
 @pytest.mark.parametrize(
     ("law", "tol"),
     [
-        *[(VonMisesFisher(mean_of(d), k), 2e-11) for d in (2, 3, 5) for k in (0, 1, 1e6)],
+        *[(VonMisesFisher(mean_of(d), k), 2e-11) for d in (2, 3, 5) for k in (0, 1e6)],
         (WrappedNormal(mean_of(3), 0.05), 2e-11),
         (WrappedNormal(mean_of(5), 0.5), 2e-11),
         (HeatKernel(mean_of(3), 0.02), 2e-11),
@@ -263,29 +262,21 @@ def test_angle_quantiles_invert_the_distribution_function(law, tol):
 @pytest.mark.parametrize(
     ("law", "scale"),
     [
-        *[(VonMisesFisher(mean_of(d), 0.0), 1) for d in (2, 5)],
-        *[
-            (VonMisesFisher(mean_of(d), k), k**-0.5)
-            for d in (2, 3, 9)
-            for k in (1, 50, 1e6)
-        ],
+        (VonMisesFisher(mean_of(5), 0.0), 1.0),
+        *[(VonMisesFisher(mean_of(d), k), k**-0.5) for d in (2, 9) for k in (1, 1e6)],
         *[
             (WrappedNormal(mean_of(d), s), min(s, 1))
             for d in (2, 3, 5)
             for s in (0.05, 1)
         ],
-        *[(HeatKernel(mean_of(d), s), s**0.5) for d in (2, 3, 6) for s in (1e-3, 0.1, 2)],
+        *[(HeatKernel(mean_of(d), s), s**0.5) for d in (3, 6) for s in (1e-3, 0.1, 2)],
     ],
     ids=lambda v: f"{type(v).__name__}-{v.d}" if hasattr(v, "d") else f"{v:.3g}",
 )
 def test_densities_integrate_to_one(law, scale):
-    """∫ p dσ = 1 over the sphere, and density = exp(log_density) where the latter is
-    defined."""
+    """∫ p dσ = 1 over the sphere."""
     total = zonal_integral(lambda t: along(law, t), law.d, scale)
     np.testing.assert_allclose(total, 1, rtol=1e-11)
-    theta = scale * np.array([0.0, 0.3, 1.0])
-    logs = along(law, theta, log_density)
-    np.testing.assert_allclose(np.exp(logs), along(law, theta), rtol=1e-12)
 
 
 @pytest.mark.parametrize("d", [2, 3, 5])
@@ -371,6 +362,10 @@ def test_heat_kernel_density_agrees_with_independent_forms(s):
     for d, exact in ((3, legendre), (4, heat_on_s3(theta, s))):
         value = along(HeatKernel(mean_of(d), s), theta)
         np.testing.assert_allclose(value, exact, rtol=1e-12, atol=1e-13 * exact[0])
+        sure = exact > 1e-9 * exact[0]
+        logs = along(HeatKernel(mean_of(d), s), theta[sure], log_density)
+        error = np.abs(logs - np.log(exact[sure])) * exact[sure] / exact[0]
+        assert error.max() <= 1e-12
 
 
 @pytest.mark.parametrize("d", [2, 3, 4, 8])
@@ -478,7 +473,6 @@ def test_uniform_law_has_the_dtype_asked_for():
             scipy_special.ive(1, 4) / scipy_special.ive(0, 4),
         ),
         (VonMisesFisher(mean_of(3), 4.0), 1 / math.tanh(4) - 1 / 4),
-        (VonMisesFisher(mean_of(5), 0.0), 0.0),
         (WrappedNormal(mean_of(2), 0.7), math.exp(-(0.7**2) / 2)),
         (HeatKernel(mean_of(3), 0.2), math.exp(-2 * 0.2)),
         (HeatKernel(mean_of(4), 0.2), math.exp(-3 * 0.2)),
@@ -489,7 +483,7 @@ def test_nodes_of_zonal_laws_converge_to_the_mean(law, cosine):
     """Σ wᵢxᵢ → E⟨m, x⟩ m: exactly along m in direction, and with order 1/n² or so for m
     mid-quantiles. Weights sum to 1."""
     errors = []
-    for n in (200, 3200):
+    for n in (200, 1800):
         nodes = nodes_of(law, n)
         assert 0.5 * n <= nodes.n <= 2 * n
         np.testing.assert_allclose(float(jnp.sum(nodes.weights)), 1, rtol=1e-13)
@@ -503,30 +497,25 @@ def test_nodes_of_zonal_laws_converge_to_the_mean(law, cosine):
 
 # ------------------------------------------------------------------- composed laws
 
-PARTS = (VonMisesFisher(mean_of(3), 5.0), Uniform(3), HeatKernel(-mean_of(3), 0.3))
-
 
 def test_mixtures_mix_densities_nodes_and_moments():
     """p = Σ αⱼpⱼ, E f = Σ αⱼEⱼf for samples and nodes, weights up to a factor."""
-    alpha = np.array([3.0, 1.0, 2.0])
-    law = Mixture(PARTS, alpha)
-    alpha = alpha / 6
-    np.testing.assert_allclose(law.weights, alpha, rtol=2 * EPS)
-    near = jnp.asarray(at_angle(-mean_of(3), [0.1, 0.3, 0.7]))
-    exact = sum(a * np.asarray(density(p, near)) for a, p in zip(alpha, PARTS))
-    np.testing.assert_allclose(density(law, near), exact, rtol=8 * EPS)
-    np.testing.assert_allclose(log_density(law, near), np.log(exact), atol=16 * EPS)
     m = mean_of(3)
-    cosine = alpha[0] * (1 / math.tanh(5) - 1 / 5) - alpha[2] * math.exp(-2 * 0.3)
-    # E q² from E q'' of coth κ − 1/κ and from the eigenvalue of P_2.
-    square = alpha[0] * (1 - 2 * (1 / math.tanh(5) - 1 / 5) / 5) + alpha[1] / 3
-    square += alpha[2] * (1 + 2 * math.exp(-6 * 0.3)) / 3
+    parts = (VonMisesFisher(m, 5.0), Uniform(3))
+    law = Mixture(parts, np.array([6.0, 2.0]))
+    np.testing.assert_allclose(law.weights, [0.75, 0.25], rtol=2 * EPS)
+    x = jnp.asarray(at_angle(m, [0.1, 0.3, 2.7]))
+    exact = 0.75 * np.asarray(density(parts[0], x)) + 0.25 / sphere_area(3)
+    np.testing.assert_allclose(density(law, x), exact, rtol=8 * EPS)
+    np.testing.assert_allclose(log_density(law, x), np.log(exact), atol=16 * EPS)
+    A = 1 / math.tanh(5) - 1 / 5
+    square = 0.75 * (1 - 2 * A / 5) + 0.25 / 3  # E q² = 1 − (d − 1)A/κ
     mm = np.outer(m, m)
     second = square * mm + (1 - square) / 2 * (np.eye(3) - mm)
-    assert_moments(sample(law, jr.key(2)), cosine * m, second)
-    nodes = law.nodes(6000)
+    assert_moments(sample(law, jr.key(2)), 0.75 * A * m, second)
+    nodes = law.nodes(4000)
     np.testing.assert_allclose(float(jnp.sum(nodes.weights)), 1, rtol=1e-13)
-    np.testing.assert_allclose(nodes.mean(nodes.points), cosine * m, atol=1e-3)
+    np.testing.assert_allclose(nodes.mean(nodes.points), 0.75 * A * m, atol=1e-3)
 
 
 @pytest.mark.xfail(strict=True, reason="one lost logarithm refuses the whole mixture")
@@ -541,7 +530,7 @@ def test_mixtures_have_a_logarithm_where_one_component_has_none():
 def test_a_component_of_weight_zero_does_not_count():
     """Same density as without it, no node and no sample of it."""
     m = mean_of(3)
-    law = Mixture([VonMisesFisher(m, 1e6), VonMisesFisher(-m, 1e6)], np.array([1.0, 0.0]))
+    law = Mixture([WrappedNormal(m, 1e-3), WrappedNormal(-m, 1e-3)], np.array([1.0, 0.0]))
     x = jnp.asarray(at_angle(m, [0.0, 1e-3]))
     alone = log_density(law.components[0], x)
     np.testing.assert_allclose(log_density(law, x), alone, rtol=4 * EPS)
@@ -616,10 +605,9 @@ def test_azimuth_and_elevation_samples_have_product_moments():
 ALL = [
     Uniform(3),
     VonMisesFisher(mean_of(2), 3.0),
-    VonMisesFisher(mean_of(3), 3.0),
     WrappedNormal(mean_of(3), 0.4),
     HeatKernel(mean_of(3), 0.1),
-    Mixture(PARTS),
+    Mixture([WrappedNormal(mean_of(2), 0.2), Uniform(2)]),
     AzimuthElevation(WrappedNormal(mean_of(2), 0.3)),
 ]
 
@@ -631,7 +619,7 @@ def test_the_key_decides_the_sample(law):
     x, y = (np.asarray(sample(law, key, 16)) for key in keys)
     np.testing.assert_array_equal(sample(law, keys[0], 16), x)
     assert np.linalg.norm(x - y, axis=1).min() > 1e-6
-    batch = eqx.filter_jit(jax.vmap(lambda key: law.sample(key, 16)))(keys)
+    batch = jax.jit(jax.vmap(lambda key: law.sample(key, 16)))(keys)
     np.testing.assert_allclose(batch, [x, y], atol=1e-12)
     with pytest.raises(ValueError, match="`n` must be an integer ≥ 1, but is 0"):
         law.sample(keys[0], 0)
@@ -644,7 +632,7 @@ def test_log_density_acts_on_the_last_axis(law):
     logs = np.asarray(log_density(law, x))
     assert logs.shape == (4,)
     np.testing.assert_allclose(log_density(law, x[1]), logs[1], atol=1e-12)
-    mapped = eqx.filter_jit(jax.vmap(law.log_density))(x)
+    mapped = jax.jit(jax.vmap(lambda row: law.log_density(row)))(x)
     np.testing.assert_allclose(mapped, logs, atol=1e-12)
 
 
@@ -656,9 +644,9 @@ def test_jit_changes_samples_by_roundings_only():
 
 
 PARAMETERS = [
-    *[(VonMisesFisher, d, k) for d in (2, 5) for k in (0.5, 30.0)],
-    *[(WrappedNormal, d, s) for d in (2, 3) for s in (0.4, 1.6)],
-    *[(HeatKernel, d, s) for d in (2, 3) for s in (0.1, 0.7)],
+    *[(VonMisesFisher, d, k) for d, k in ((2, 0.5), (5, 30.0))],
+    *[(WrappedNormal, d, s) for d, s in ((2, 0.4), (3, 1.2))],
+    *[(HeatKernel, d, s) for d, s in ((2, 0.7), (3, 0.1))],
 ]
 
 

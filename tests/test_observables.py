@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import meanformer as mf
 from meanformer import observables
@@ -38,7 +37,9 @@ def test_log_energy_survives_any_temperature():
     eye = np.eye(2)
     for beta in (1.0, 1e3, 1e6):
         np.testing.assert_allclose(
-            observables.log_energy(mu, eye, eye, beta), beta - np.log(2 * beta), rtol=1e-14
+            observables.log_energy(mu, eye, eye, beta),
+            beta - np.log(2 * beta),
+            rtol=1e-14,
         )
     with pytest.raises(ValueError, match=r"`beta` must be finite and > 0, but is 0"):
         observables.energy(mu, eye, eye, 0.0)

@@ -1,6 +1,8 @@
 """Predictions against independent computations: SciPy's ODE solver, quadrature and Schur
 form, mpmath, and sampling."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -178,7 +180,9 @@ def test_projection_on_E_is_conserved_for_symmetric_M_and_is_the_limit():
     limit = theory.project_to_dominant(x0, space)
     for t in (0.5, 3.0):
         x = theory.zero_temperature_flow(x0, t, Q, K, V)
-        np.testing.assert_allclose(theory.project_to_dominant(x, space), limit, atol=1e-12)
+        np.testing.assert_allclose(
+            theory.project_to_dominant(x, space), limit, atol=1e-12
+        )
     gaps = [
         np.linalg.norm(theory.zero_temperature_flow(x0, t, Q, K, V) - limit, axis=1)
         for t in (8.0, 9.0)
@@ -193,7 +197,9 @@ def test_projection_on_E_is_not_conserved_for_general_M():
     space = theory.dominant_eigenspace(Q, K, V)
     x0 = mf.Uniform(3).sample(jax.random.key(4), 20)
     moved = theory.zero_temperature_flow(x0, 1.0, Q, K, V)
-    shift = theory.project_to_dominant(moved, space) - theory.project_to_dominant(x0, space)
+    shift = theory.project_to_dominant(moved, space) - theory.project_to_dominant(
+        x0, space
+    )
     assert float(jnp.max(jnp.abs(shift))) > 0.1
 
 
@@ -230,7 +236,9 @@ def test_contraction_rate_is_the_spectrum_of_the_linearised_field():
         return field.tangent(x, mu)[0, :2]
 
     rate = theory.cluster_contraction_rate(V, [0.0, 0, 1])
-    np.testing.assert_allclose(jax.jacobian(v)(jnp.zeros(2)), -rate * np.eye(2), atol=1e-12)
+    np.testing.assert_allclose(
+        jax.jacobian(v)(jnp.zeros(2)), -rate * np.eye(2), atol=1e-12
+    )
 
 
 # ------------------------------------------------------------------ heat phase
@@ -246,7 +254,9 @@ def test_closure_variance_solves_its_equation(sign, beta):
     )
     s = theory.closure_variance(s0, t, beta, sign)
     np.testing.assert_allclose(s, out.y[0, -1], rtol=1e-9)
-    np.testing.assert_allclose(theory.closure_variance(s0, 0.0, beta, sign), s0, rtol=1e-12)
+    np.testing.assert_allclose(
+        theory.closure_variance(s0, 0.0, beta, sign), s0, rtol=1e-12
+    )
 
 
 def test_closure_tends_to_heat_and_to_contraction():
@@ -296,7 +306,7 @@ def test_mixture_mass_is_the_integral_of_its_density():
 
     exact = [
         scipy.integrate.quad(density, a, b, epsabs=1e-12)[0]
-        for a, b in zip(edges[:-1], edges[1:])
+        for a, b in itertools.pairwise(edges)
     ]
     np.testing.assert_allclose(mass, exact, atol=1e-10)
     np.testing.assert_allclose(jnp.sum(mass), 1, rtol=1e-12)
@@ -312,7 +322,9 @@ def test_ring_rate_against_mpmath(k, beta):
     with mpmath.workdps(40):
         slope = mpmath.diff(lambda b: mpmath.besseli(k, b) / mpmath.besseli(0, b), beta)
         exact = float(k * mpmath.sin(k * mpmath.pi / 2) * slope)
-    np.testing.assert_allclose(theory.ring_growth_rate(k, beta), exact, rtol=1e-10, atol=1e-17)
+    np.testing.assert_allclose(
+        theory.ring_growth_rate(k, beta), exact, rtol=1e-10, atol=1e-17
+    )
 
 
 def test_height_law_is_the_solution_of_its_equations():
@@ -325,6 +337,10 @@ def test_height_law_is_the_solution_of_its_equations():
         rtol=1e-11,
         atol=1e-13,
     )
-    np.testing.assert_allclose(theory.height_amplification(s0, t, beta), out.y[0, -1], rtol=1e-9)
-    np.testing.assert_allclose(theory.height_variance(s0, t, beta), out.y[1, -1], rtol=1e-9)
+    np.testing.assert_allclose(
+        theory.height_amplification(s0, t, beta), out.y[0, -1], rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        theory.height_variance(s0, t, beta), out.y[1, -1], rtol=1e-9
+    )
     np.testing.assert_allclose(theory.height_growth_rate(beta, s0), 1 - 2 * beta * s0)

@@ -116,7 +116,7 @@ def run(options: Run) -> int:
             source=experiment.source,
             seed=options.seed,
             seconds=seconds,
-            compile_seconds=sum(compiling),
+            compile_seconds=sum(compiling, 0.0),
         )
     except KeyboardInterrupt:
         print(
@@ -147,9 +147,9 @@ def _compile_clock() -> Iterator[list[float]]:
     """Seconds that jax spends on lowering and compiling inside the block."""
     spent: list[float] = []
 
-    def listen(event: str, duration: float, **_: str | int) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event.endswith(("backend_compile_duration", "jaxpr_to_mlir_module_duration")):
-            spent.append(duration)
+            spent.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

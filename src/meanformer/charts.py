@@ -50,11 +50,11 @@ class Panel:
     curves: Sequence[Curve]
     xscale: str = "linear"
     yscale: str = "linear"
-    ylim: tuple[float, float] | None = None
+    ylim: tuple[Any, Any] | None = None
     title: str = ""
     bars: tuple[Any, Any] | None = None
     bars_label: str = "tokens"
-    spans: Sequence[tuple[float, float, str]] = ()
+    spans: Sequence[tuple[Any, Any, str]] = ()
     angles: bool = False
 
 

@@ -79,7 +79,7 @@ def fig1a(settings: Settings) -> Report:
     end = run.measure(-1)
     single = np.finfo(run.xs.dtype).eps > 1e-10  # float32 deviations drown in rounding
     if single:
-        late = (ts >= 2) & (ts <= 5)
+        late = (ts >= 6.5) & (ts <= 8.5)
 
     law_source = "share (2/π)arctan(e^{t} tan .01) of the zero-temperature flow (A8)"
     checks = [
@@ -176,7 +176,7 @@ def fig1a(settings: Settings) -> Report:
     quantiles = np.quantile(np.tan(angle), [0.1, 0.5, 0.9], axis=1)
     cold_median = np.median(np.tan(cold_angle), axis=1)
     floor = 1e-12 if not single else 1e-6
-    start = _nearest(ts, [6 if not single else 3])[0]
+    start = _nearest(ts, [6])[0]
     law_panels = panels(
         [
             Panel(
