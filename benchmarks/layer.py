@@ -27,7 +27,7 @@ def one(n: int, d: int, dtype: str, beta: float, repeats: int) -> None:
     x = np.asarray(mf.Uniform(d, jnp.float64).sample(jax.random.key(0), n), dtype)
     rows = np.arange(0, n, max(1, n // 200))
     exact = reference(x, beta, rows)
-    xj, xt = jnp.asarray(x), torch.from_numpy(x)[None, None]
+    xj, xt = jnp.asarray(x), torch.from_numpy(x.copy())[None, None]
     eye = jnp.eye(d, dtype=dtype)
 
     field = mf.SelfAttention(eye, eye, eye, beta)

@@ -740,7 +740,6 @@ INF = float("inf")
         ({"save": [1, 0]}, r"`save` must list increasing indices .* but is \[1, 0\]"),
         ({"save": []}, r"`save` must list .* at least one, but is \[\]"),
         ({"max_steps": 0}, r"`max_steps` must be an integer ≥ 1, but is 0"),
-        ({"adjoint": dfx.BacksolveAdjoint()}, r"`adjoint` must not .* Use `Recursive"),
         ({"solver": dfx.Euler()}, r"`step` must be given for Euler, .* `step=1e-2`"),
     ],
 )

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,20 @@ def _flat(prefix: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+# What NumPy, zipfile, zlib and json answer to files that are foreign, cut or damaged.
+_UNREADABLE = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 def load(path: str | os.PathLike) -> Trajectory:
     """The trajectory that `Trajectory.save` wrote, in the dtypes it was saved in (float64
     needs jax's x64 mode, else an error says so).
@@ -93,20 +108,22 @@ def load(path: str | os.PathLike) -> Trajectory:
     **Raises:** `ValueError` if the file is not such a file, with the reason."""
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-            meta = json.loads(str(arrays.pop("meta")))
+        meta = json.loads(str(arrays.pop("meta")))
+        kind = meta["format"], meta["version"]
+        missing = {"ts", "xs", "weights", "observed_ts"} - arrays.keys()
     except FileNotFoundError:
         raise ValueError(f"Argument `path` must exist, but {path} does not.") from None
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise ValueError(
             f"Argument `path` must be a file written by `Trajectory.save`, but {path} is "
-            f"not: {error}."
+            f"not: {type(error).__name__}: {error}."
         ) from error
-    if meta.get("format") != "meanformer trajectory" or meta.get("version") != 1:
+    if kind != ("meanformer trajectory", 1) or missing:
         raise ValueError(
             f"Argument `path` must be a meanformer trajectory of version 1, but {path} "
-            f"says {meta}."
+            f"says {meta}" + (f" and lacks {sorted(missing)}." if missing else ".")
         )
     wide = arrays["xs"].dtype == np.float64
     if wide and jnp.result_type(float) != jnp.float64:
