@@ -12,7 +12,12 @@ import pytest
 
 from meanformer import experiments
 from meanformer.__main__ import main
-from meanformer.experiments import Check, independent, multiscale
+from meanformer.experiments import (
+    Check,
+    independent,
+    multiscale_alignment,
+    multiscale_heat,
+)
 from meanformer.experiments.report import Report, table, write
 
 NAMES = list(experiments.REGISTRY)
@@ -112,16 +117,16 @@ def test_paper_size_holds(name, tmp_path):
 def test_same_seed_gives_the_same_numbers():
     """Twice the same bits; another seed, other tokens."""
     settings = experiments.Settings(seed=3, tokens=300, quick=True)
-    a, b = multiscale.fig1a(settings), multiscale.fig1a(settings)
+    a, b = multiscale_alignment.fig1a(settings), multiscale_alignment.fig1a(settings)
     np.testing.assert_array_equal(a.arrays["snapshots"], b.arrays["snapshots"])
     assert [c.measured for c in a.checks] == [c.measured for c in b.checks]
-    other = multiscale.fig1a(dataclasses.replace(settings, seed=4))
+    other = multiscale_alignment.fig1a(dataclasses.replace(settings, seed=4))
     assert np.abs(other.arrays["snapshots"][0] - a.arrays["snapshots"][0]).max() > 0.1
 
 
 def test_independent_masses_do_not_depend_on_their_step():
     """The plain NumPy mean field has converged in time, and its masses sum to 1."""
-    args = (multiscale.CENTRES, multiscale.SHARES, multiscale.SIGMA, 10.0)
+    args = (multiscale_heat.CENTRES, multiscale_heat.SHARES, multiscale_heat.SIGMA, 10.0)
     coarse = independent.three_cluster_masses(*args, step=0.1)
     fine = independent.three_cluster_masses(*args, step=0.05)
     np.testing.assert_allclose(coarse, fine, atol=2e-3)

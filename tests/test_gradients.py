@@ -2,6 +2,7 @@
 central differences in float64."""
 
 import functools
+import itertools
 
 import diffrax as dfx
 import equinox as eqx
@@ -96,8 +97,14 @@ def reverse(kind, run):
     return slopes, differences(lambda *p: both(*p)[0]), gradient
 
 
-@pytest.mark.parametrize("kind", FIELDS)
-@pytest.mark.parametrize("run", RUNS)
+SLOW = [("solve", "unnormalized"), ("solve", "zero temperature")]  # `unroll` is not
+CASES = [
+    pytest.param(*case, marks=pytest.mark.slow if case in SLOW else ())
+    for case in itertools.product(RUNS, FIELDS)
+]
+
+
+@pytest.mark.parametrize(("run", "kind"), CASES)
 def test_reverse_mode_matches_central_differences(run, kind):
     """d/dh of the number along Q, K, V, β and x0: to 1e−6 of the largest slope. For zero
     temperature the fourth parameter is the size of V."""

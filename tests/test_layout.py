@@ -15,7 +15,8 @@ import meanformer
 SOURCE = Path(meanformer.__file__).parent
 # Each module imports only from those above it.
 ORDER = ["checks", "files", "sphere", "special", "measures", "partition", "attention"]
-ORDER += ["limits", "flow", "observables", "theory", "plotting", "charts"]
+ORDER += ["limits", "trajectory", "flow", "layers", "observables", "theory"]
+ORDER += ["plotting", "charts"]
 ORDER += ["experiments", "__main__"]
 # Predictions share no code with the simulator that they are compared to.
 THEORY = {"checks", "sphere", "special", "measures"}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from meanformer import Empirical, Uniform, WrappedNormal, plotting
-from meanformer.flow import Trajectory
+from meanformer.trajectory import Trajectory
 
 
 def tokens(d, n=60, seed=0):

@@ -20,10 +20,10 @@ from .attention import TimeDependent as TimeDependent
 from .attention import UnnormalizedSelfAttention as UnnormalizedSelfAttention
 from .limits import Hardmax as Hardmax
 from .limits import ZeroTemperature as ZeroTemperature
-from .flow import load as load
+from .trajectory import load as load
+from .trajectory import Trajectory as Trajectory
 from .flow import solve as solve
-from .flow import Trajectory as Trajectory
-from .flow import unroll as unroll
+from .layers import unroll as unroll
 from . import observables as observables
 from . import theory as theory
 

@@ -36,8 +36,8 @@ def refuse(value: T, bad: Any, message: str) -> T:
 
 
 def shown(value: Any) -> str:
-    """`value` for an error message: the number if it can be read, else «not so»."""
-    return "not so" if is_traced(value) else f"{np.asarray(value).tolist()!r}"
+    """`value` for an error message: the number if it can be read."""
+    return "otherwise (a traced value)" if is_traced(value) else f"{np.asarray(value).tolist()!r}"
 
 
 def as_float(value: ArrayLike, name: str) -> Array:

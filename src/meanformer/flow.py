@@ -1,13 +1,8 @@
-"""Time: `solve` integrates a field in continuous time, `unroll` runs the discrete
-transformer layer by layer. The only module that imports diffrax."""
+"""Continuous time: `solve` integrates a field on the sphere. The only module that imports
+diffrax."""
 
 import itertools
-import json
-import os
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import diffrax as dfx
@@ -17,135 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import tqdm
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
-from . import files, sphere
+from . import sphere
 from .attention import AbstractField, LayerStack
 from .checks import ArrayLike, check_count, check_scalar, check_times, is_traced
 from .measures import Empirical
-
-Observable = Callable[[Empirical], Any]
-
-
-class Trajectory(eqx.Module):
-    """What `solve` and `unroll` return: tokens at times.
-
-    - `ts` (t,): the times at which tokens were saved; for `unroll`, layer × step.
-    - `xs` (t, n, d): the tokens, of norm 1. `weights` (n,): their masses, of sum 1.
-    - `observed`: by name, the values of the observables, first axis along `observed_ts`.
-    - `stats`: numbers of the run (steps taken, accepted, rejected; or layers).
-    - `event_time`, `event_x`: where the event stopped the run, if one was given; `stopped`
-        says whether it did.
-    - `method`: in words, what computed it.
-    """
-
-    ts: Float[Array, " t"]
-    xs: Float[Array, "t n d"]
-    weights: Float[Array, " n"]
-    observed_ts: Float[Array, " s"]
-    observed: dict[str, Any]
-    stats: dict[str, Array]
-    event_time: Float[Array, ""] | None = None
-    event_x: Float[Array, "n d"] | None = None
-    stopped: Bool[Array, ""] | None = None
-    method: str = eqx.field(static=True, default="")
-
-    def measure(self, i: int) -> Empirical:
-        """µ at the time `ts[i]`."""
-        return Empirical(self.xs[i], self.weights, check=False)
-
-    def save(self, path: str | os.PathLike) -> Path:
-        """Write one `.npz` file (arrays, and a JSON header under `meta`; no pickle) that
-        `load` reads and NumPy opens. Written whole or not at all. Observables must be
-        arrays, or nested dicts of arrays."""
-        path = Path(path)
-        if path.suffix != ".npz":
-            raise ValueError(f"Argument `path` must end in .npz, but is {str(path)!r}.")
-        files.check_folder(path.parent, "path")
-        arrays = {"ts": self.ts, "xs": self.xs, "weights": self.weights}
-        arrays["observed_ts"] = self.observed_ts
-        arrays |= _flat("observed", self.observed) | _flat("stats", self.stats)
-        for name in ("event_time", "event_x", "stopped"):
-            if getattr(self, name) is not None:
-                arrays[name] = getattr(self, name)
-        meta = {"format": "meanformer trajectory", "version": 1, "method": self.method}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.atomic(path) as draft, open(draft, "wb") as file:
-            named = {k: np.asarray(v) for k, v in arrays.items()}
-            named["meta"] = np.array(json.dumps(meta))
-            np.savez_compressed(file, **named)  # pyright: ignore[reportArgumentType]
-        return path
-
-
-def _flat(prefix: str, tree: Mapping[str, Any]) -> dict[str, Any]:
-    out = {}
-    for key, value in tree.items():
-        if "/" in key:
-            raise ValueError(f"Argument `observables` has a name with a slash: {key!r}.")
-        name = f"{prefix}/{key}"
-        out |= _flat(name, value) if isinstance(value, Mapping) else {name: value}
-    return out
-
-
-# What NumPy, zipfile, zlib and json answer to files that are foreign, cut or damaged.
-_UNREADABLE = (
-    AttributeError,
-    EOFError,
-    KeyError,
-    OSError,
-    TypeError,
-    ValueError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-
-
-def load(path: str | os.PathLike) -> Trajectory:
-    """The trajectory that `Trajectory.save` wrote, in the dtypes it was saved in (float64
-    needs jax's x64 mode, else an error says so).
-
-    **Raises:** `ValueError` if the file is not such a file, with the reason."""
-    path = Path(path)
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        meta = json.loads(str(arrays.pop("meta")))
-        kind = meta["format"], meta["version"]
-        missing = {"ts", "xs", "weights", "observed_ts"} - arrays.keys()
-    except FileNotFoundError:
-        raise ValueError(f"Argument `path` must exist, but {path} does not.") from None
-    except _UNREADABLE as error:
-        raise ValueError(
-            f"Argument `path` must be a file written by `Trajectory.save`, but {path} is "
-            f"not: {type(error).__name__}: {error}."
-        ) from error
-    if kind != ("meanformer trajectory", 1) or missing:
-        raise ValueError(
-            f"Argument `path` must be a meanformer trajectory of version 1, but {path} "
-            f"says {meta}" + (f" and lacks {sorted(missing)}." if missing else ".")
-        )
-    wide = arrays["xs"].dtype == np.float64
-    if wide and jnp.result_type(float) != jnp.float64:
-        raise ValueError(
-            "Argument `path` holds float64 tokens, but jax runs in float32. Call "
-            '`jax.config.update("jax_enable_x64", True)` first.'
-        )
-    trees: dict[str, Any] = {"observed": {}, "stats": {}}
-    fields: dict[str, Any] = {"method": meta["method"]}
-    for name, value in arrays.items():
-        head, *rest = name.split("/")
-        if not rest:
-            fields[head] = jnp.asarray(value)
-            continue
-        node = trees[head]
-        for part in rest[:-1]:
-            node = node.setdefault(part, {})
-        node[rest[-1]] = jnp.asarray(value)
-    return Trajectory(**fields, **trees)
-
-
-# --------------------------------------------------------------- continuous time
+from .trajectory import Observable, Trajectory, kept_indices, starting_measure
 
 
 class Projected(dfx.AbstractWrappedSolver):
@@ -245,7 +118,8 @@ def solve(
         atol + rtol (default 1e-7 in float64, 1e-4 in float32).
     - `step`: a fixed step instead (then no tolerances; choose `ts` on its grid).
     - `solver`: any diffrax solver (default `Tsit5()`); each step ends on the sphere.
-        The papers' scheme is `solver=diffrax.Euler(), step=1e-2`.
+        The papers' scheme is `solver=diffrax.Euler(), step=1e-2`. An implicit solver with a
+        fixed step needs its own root finder, `Kvaerno3(root_finder=optimistix.Newton(…))`.
     - `observables`: name → function of the measure µ_t, evaluated at every time in `ts`
         while integrating (interpolated between steps), nothing else stored.
     - `save`: tokens to keep: "all" times, "last", or indices into `ts`. Adaptive runs step
@@ -266,12 +140,12 @@ def solve(
     **Raises:** `ValueError` for bad arguments, `RuntimeError` (under `jit`, at run time) if
     steps run out or a token is not finite.
     """
-    mu0 = _start(field, x0)
+    mu0 = starting_measure(field, x0)
     x, weights = mu0.points, mu0.weights
     ts = check_times(ts, "ts").astype(x.dtype)
     if not is_traced(ts):
         check_times(ts, "ts")  # again: float32 may have merged some
-    keep = _kept(save, ts.shape[0], "ts")
+    keep = kept_indices(save, ts.shape[0], "ts")
     fixed = step is not None
     if fixed:
         if rtol is not None or atol is not None:
@@ -334,41 +208,6 @@ class _Options(eqx.Module):
         if self.tolerances is None:
             return f"solve: projected {name}, fixed steps"
         return f"solve: projected {name}, adaptive steps"
-
-
-def _start(field: AbstractField, x0: ArrayLike | Empirical) -> Empirical:
-    if not isinstance(field, AbstractField):
-        raise ValueError(
-            f"Argument `field` must be a field such as `SelfAttention`, but is {field!r}."
-        )
-    if isinstance(x0, Empirical):
-        if x0.d != field.d:
-            raise ValueError(
-                f"Argument `x0` must be a measure on S^(d−1) with d = {field.d} to fit "
-                f"the matrices, but has d = {x0.d}."
-            )
-        return x0
-    return Empirical(sphere.check_tokens(x0, "x0", field.d), check=False)
-
-
-def _kept(save: str | Sequence[int], count: int, name: str) -> tuple[int, ...]:
-    """Indices to keep out of 0 … count − 1, increasing."""
-    if isinstance(save, str):
-        if save == "all":
-            return tuple(range(count))
-        if save == "last":
-            return (count - 1,)
-        raise ValueError(
-            f'Argument `save` must be "all", "last" or a list of indices, but is {save!r}.'
-        )
-    kept = [int(i) for i in save]
-    wrong = [i for i in kept if not 0 <= i < count]
-    if not kept or wrong or kept != sorted(set(kept)):
-        raise ValueError(
-            f"Argument `save` must list increasing indices from 0 to {count - 1} (of "
-            f"`{name}`), at least one, but is {kept}."
-        )
-    return tuple(kept)
 
 
 def _tolerances(
@@ -622,165 +461,3 @@ def _standing(mu: Empirical, ts: Array, observables) -> Trajectory:
     stats |= {k: jnp.asarray(False) for k in ("failed", "out_of_steps")}
     where = ts if observed else ts[:0]
     return Trajectory(ts, mu.points[None], mu.weights, where, observed, stats)
-
-
-# --------------------------------------------------------------- discrete layers
-
-
-def unroll(
-    field: AbstractField,
-    x0: ArrayLike | Empirical,
-    layers: int | None = None,
-    step: ArrayLike = 1.0,
-    *,
-    save: str | Sequence[int] = "last",
-    observables: Mapping[str, Observable] | None = None,
-    progress: bool = False,
-) -> Trajectory:
-    """The discrete transformer, *multiscale* Eq. (1) with a residual step h:
-
-        x(l+1) = N(x(l) + h F(x(l), µ(l))),   N(x) = x/|x|,
-
-    F the field before projection. h = 1 is the paper's equation; as h → 0 with l·h = t
-    fixed, the layers follow `solve` with error O(h).
-
-    **Arguments:**
-
-    - `field`: any field. A `LayerStack` gives layer l its own parameters; a field that
-        depends on time is taken at time l·h.
-    - `x0`: tokens (n, d) of equal weight, or an `Empirical`.
-    - `layers`: number of layers (default: those of the `LayerStack`). `step`: h > 0.
-    - `save`: "last", "all" (`layers` + 1 of them: the start is number 0), or a list of
-        layer numbers.
-    - `observables`: name → function of the measure, evaluated at each saved layer.
-    - `progress`: a bar (on a terminal), and Ctrl-C between chunks of layers; not under a
-        transformation.
-
-    **Returns:** a `Trajectory` with `ts` = layer number × h. Works under `jit`, `vmap` and
-    `grad` (reverse mode recomputes inside each layer: memory O(layers · n d)).
-
-    **Raises:** `ValueError` for bad arguments, `RuntimeError` if a token is not finite.
-    """
-    mu0 = _start(field, x0)
-    x, weights = mu0.points, mu0.weights
-    if layers is None:
-        if not isinstance(field, LayerStack):
-            raise ValueError(
-                "Argument `layers` must be given, unless `field` is a `LayerStack`."
-            )
-        layers = field.layers
-    layers = check_count(layers, "layers")
-    if isinstance(field, LayerStack) and layers > field.layers:
-        raise ValueError(
-            f"Argument `layers` must be at most {field.layers}, the layers of the stack, "
-            f"but is {layers}."
-        )
-    step = check_scalar(step, "step", minimum=0.0, strict=True).astype(x.dtype)
-    keep = _kept(save, layers + 1, "layers, 0 the start")
-    named = tuple((observables or {}).items())
-    if progress and not is_traced(field, x, weights, step):
-        xs, observed = _unroll_with_bar(field, x, weights, step, keep, named)
-    else:
-        xs, observed = _unroll(field, x, weights, step, keep, named)
-    bad = ~jnp.all(jnp.isfinite(xs))
-    message = (
-        "`unroll` met a token that is not finite: a layer moved a token onto the origin or "
-        "overflowed. Use a smaller `step`."
-    )
-    if is_traced(bad):
-        xs = eqx.error_if(xs, bad, message)
-    elif bool(bad):
-        raise RuntimeError(message)
-    ts = step * jnp.asarray(keep, x.dtype)
-    return Trajectory(
-        ts,
-        xs,
-        weights,
-        ts if named else ts[:0],
-        observed,
-        {"layers": jnp.asarray(keep[-1])},
-        method="unroll: layers x <- normalise(x + step F)",
-    )
-
-
-def _layer(field: AbstractField, x: Array, weights: Array, step: Array) -> Array:
-    return sphere.normalise(x + step * field.drive(x, Empirical(x, weights, check=False)))
-
-
-def _observe(named, x: Array, weights: Array) -> dict[str, Any]:
-    mu = Empirical(x, weights, check=False)
-    return {name: f(mu) for name, f in named}
-
-
-def _runs_of_gaps(keep: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """(first layer, gap, how many times that gap) that lead through the kept layers."""
-    runs: list[tuple[int, int, int]] = []
-    for a, b in zip((0, *keep), keep):
-        if runs and runs[-1][1] == b - a:
-            first, gap, count = runs[-1]
-            runs[-1] = (first, gap, count + 1)
-        elif b > a:
-            runs.append((a, b - a, 1))
-    return runs
-
-
-@eqx.filter_jit
-def _unroll(field, x, weights, step, keep, named):
-    stack = isinstance(field, LayerStack)
-
-    @jax.checkpoint  # keep x(l) only
-    def one(x, entry):
-        if stack:
-            return _layer(entry, x, weights, step), None
-        return _layer(field.at(entry.astype(x.dtype) * step), x, weights, step), None
-
-    def entries(first, gap, count):
-        l = np.arange(first, first + gap * count)
-        tree = (
-            jax.tree.map(lambda leaf: leaf[l], field.stacked) if stack else jnp.array(l)
-        )
-        return jax.tree.map(lambda a: a.reshape(count, gap, *a.shape[1:]), tree)
-
-    def across(x, gap_entries):
-        x, _ = jax.lax.scan(one, x, gap_entries)
-        return x, (x, _observe(named, x, weights))
-
-    rows = []
-    if keep[0] == 0:
-        rows.append(
-            jax.tree.map(lambda a: jnp.asarray(a)[None], (x, _observe(named, x, weights)))
-        )
-    for first, gap, count in _runs_of_gaps(keep):
-        x, out = jax.lax.scan(across, x, entries(first, gap, count))
-        rows.append(out)
-    return jax.tree.map(lambda *r: jnp.concatenate(r), *rows)
-
-
-@eqx.filter_jit
-def _advance(field, x, weights, step, first, last):
-    """Layers `first` … `last` − 1, numbers that need not be known to the compiler."""
-
-    def body(l, x):
-        if isinstance(field, LayerStack):
-            return _layer(field.layer(l), x, weights, step)
-        return _layer(field.at(l.astype(x.dtype) * step), x, weights, step)
-
-    return jax.lax.fori_loop(first, last, body, x)
-
-
-_observe_jit = eqx.filter_jit(_observe)
-
-
-def _unroll_with_bar(field, x, weights, step, keep, named):
-    chunk = max(1, 2**27 // x.shape[0] ** 2)  # about a second of pairs
-    rows, done = [], 0
-    with tqdm.tqdm(total=keep[-1], unit="layer", disable=None) as bar:
-        for stop in keep:
-            while done < stop:
-                last = min(done + chunk, stop)
-                ends = jnp.asarray(done), jnp.asarray(last)
-                x = jax.block_until_ready(_advance(field, x, weights, step, *ends))
-                bar.update(last - done)
-                done = last
-            rows.append((x, _observe_jit(named, x, weights)))
-    return jax.tree.map(lambda *r: jnp.stack(r), *rows)

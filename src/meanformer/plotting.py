@@ -31,9 +31,9 @@ from matplotlib.ticker import NullFormatter
 
 from . import files
 from .checks import ArrayLike, check_count, check_finite, check_scalar, check_times
-from .flow import Trajectory
 from .measures import AbstractLaw, Empirical, check_weights
 from .sphere import check_tokens, from_angles
+from .trajectory import Trajectory
 
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 VIEW = (-60.0, 20.0)

@@ -6,7 +6,7 @@ from."""
 import dataclasses
 from collections.abc import Callable
 
-from . import multiscale
+from . import multiscale_alignment, multiscale_heat
 from .report import Check as Check, Report as Report
 from .settings import Settings as Settings
 
@@ -28,25 +28,25 @@ REGISTRY: dict[str, Experiment] = {
             "multiscale/fig1a",
             "alignment on an axis: 10⁴ tokens collapse to two antipodal points",
             "arXiv:2509.25040, Figure 1, scenario 1a",
-            multiscale.fig1a,
+            multiscale_alignment.fig1a,
         ),
         Experiment(
             "multiscale/fig1b",
             "alignment on a rotating great circle, and how it is lost at finite β",
             "arXiv:2509.25040, Figure 1, scenario 1b",
-            multiscale.fig1b,
+            multiscale_alignment.fig1b,
         ),
         Experiment(
             "multiscale/fig2",
             "alignment, then backward diffusion into three clusters on the equator",
             "arXiv:2509.25040, Figure 2, scenario 2a",
-            multiscale.fig2,
+            multiscale_heat.fig2,
         ),
         Experiment(
             "multiscale/fig3",
             "forward diffusion of 5·10⁴ tokens on the circle against the heat equation",
             "arXiv:2509.25040, Figure 3, scenario 2b",
-            multiscale.fig3,
+            multiscale_heat.fig3,
         ),
     )
 }

@@ -96,6 +96,16 @@ class Report:
         return all(c.holds for c in self.checks)
 
 
+def slope(t: np.ndarray, y: np.ndarray) -> float:
+    """Least-squares slope of y against t."""
+    return float(np.polyfit(t, y, 1)[0])
+
+
+def nearest_index(ts: np.ndarray, times) -> list[int]:
+    """Where in `ts` the given times are, or nearly so."""
+    return [int(np.argmin(np.abs(ts - t))) for t in times]
+
+
 def table(checks: list[Check]) -> str:
     """The checks as text: claim, item, measured, expected, holds."""
     signs = {"=": "", "<": "≤ ", ">": "≥ "}
