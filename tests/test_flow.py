@@ -14,6 +14,7 @@ import numpy as np
 import optimistix as optx
 import pytest
 
+import meanformer as mf
 import reference as ref
 from meanformer import (
     Empirical,
@@ -357,7 +358,8 @@ def stopped_run():
 
 
 def test_event_stops_the_run_where_it_crosses_zero(stopped_run):
-    """At the event time DOP853 finds the level passed too; later times are cut off."""
+    """At the event time DOP853 finds the level passed too; its state is the last one kept,
+    later times are cut off."""
     run, (_, matrices, x0) = stopped_run, problem()
     t = float(run.event_time)
     assert bool(run.stopped)
@@ -366,10 +368,11 @@ def test_event_stops_the_run_where_it_crosses_zero(stopped_run):
     exact = ref.flow(velocity, x0, np.array([0.0, t]))[-1]
     np.testing.assert_allclose(run.event_x, exact, rtol=0, atol=1e-7)
     np.testing.assert_allclose(np.sum(exact.mean(axis=0) ** 2), LEVEL, rtol=1e-6)
-    np.testing.assert_array_equal(run.ts, LONG[:5])
+    np.testing.assert_array_equal(run.ts, [*LONG[:5], t])
     np.testing.assert_array_equal(run.observed_ts, LONG[:5])
-    assert run.xs.shape == (5, 8, 3)
-    check_observed(run, run.xs, 1e-14)
+    assert run.xs.shape == (6, 8, 3)
+    np.testing.assert_array_equal(run.xs[-1], run.event_x)
+    check_observed(run, run.xs[:5], 1e-14)
 
 
 def test_the_unit_of_an_event_does_not_matter(stopped_run):
@@ -843,3 +846,20 @@ def test_a_trajectory_is_a_pytree_of_arrays():
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(run))
     assert run.method == "solve: projected Tsit5, adaptive steps"
     assert run.event_time is None
+
+
+def test_the_state_at_the_event_is_the_last_one_saved():
+    """ts[-1] is the event time and the event function vanishes there, whatever is saved."""
+
+    def gap(mu):
+        return jnp.sum(mu.mean(mu.points) ** 2) - 0.6
+
+    eye = np.eye(3)
+    x0 = mf.Uniform(3).sample(jax.random.key(0), 5)
+    for save in ("all", "last"):
+        field = mf.SelfAttention(eye, eye, eye, 2.0)
+        run = mf.solve(field, x0, [0.0, 1.0, 30.0], event=gap, save=save)
+        assert bool(run.stopped)
+        assert float(run.ts[-1]) == float(run.event_time)
+        assert len(run.ts) == len(run.xs)
+        np.testing.assert_allclose(gap(run.measure(-1)), 0, atol=1e-9)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import meanformer as mf
 import reference as ref
 from meanformer import (
     Blockwise,
@@ -199,3 +200,16 @@ def test_backsolve_adjoint_is_refused():
     )
     with pytest.raises(ValueError, match=message):
         RUNS["solve"](field, x0, adjoint=dfx.BacksolveAdjoint())
+
+
+def test_second_derivatives_of_the_shifted_model_are_finite_where_QtK_is_the_identity():
+    """‖B‖₂ has equal singular values at B = I; its unit must not make a Hessian NaN."""
+    eye = jnp.eye(3)
+    x = mf.Uniform(3).sample(jax.random.key(0), 5)
+
+    def f(Q, beta):
+        field = mf.UnnormalizedSelfAttention(Q, eye, eye, beta, unit="shifted")
+        return jnp.sum(field.velocity(x, mf.Empirical(x)) ** 2)
+
+    second = jax.hessian(f, argnums=(0, 1))(eye, 2.0)
+    assert all(bool(jnp.all(jnp.isfinite(block))) for block in jax.tree.leaves(second))

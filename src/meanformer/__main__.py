@@ -41,7 +41,7 @@ class Run:
     precision: Literal[32, 64] = 64
     """Bits of a floating-point number."""
     layers: bool = False
-    """The paper's fixed Euler layers where the default is adaptive steps."""
+    """The paper's fixed Euler layers where the default is adaptive steps (fig2, fig3)."""
 
 
 Command = (
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="meanformer",
         description="How tokens move through a deep transformer: the papers' experiments.",
         args=argv,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)[:1],
+        config=(tyro.conf.OmitArgPrefixes,),
     )
     if isinstance(command, List):
         print(listing())
@@ -97,17 +97,19 @@ def run(options: Run) -> int:
             else options.out
         )
         check_folder(out, "--out")
-        jax.config.update("jax_enable_x64", options.precision == 64)
-        begin = time.perf_counter()
+    except ValueError as error:
+        return _refused(error)
+    jax.config.update("jax_enable_x64", options.precision == 64)
+    begin = time.perf_counter()
+    try:
         with _compile_clock() as compiling:
             report = experiment.run(settings)
-        seconds = time.perf_counter() - begin
-    except ValueError as error:
-        print(f"meanformer: {_as_option(str(error))}", file=sys.stderr)
-        return 2
+    except experiments.BadArgument as error:
+        return _refused(error)
     except KeyboardInterrupt:
         print("meanformer: interrupted; nothing was written.", file=sys.stderr)
         return 130
+    seconds = time.perf_counter() - begin
     try:
         paths = write(
             report,
@@ -137,9 +139,11 @@ def run(options: Run) -> int:
     return 0 if report.holds else 1
 
 
-def _as_option(message: str) -> str:
-    """The message with the options' names as the user typed them."""
-    return re.sub(r"`(tokens|seed)`", r"`--\1`", message)
+def _refused(error: ValueError) -> int:
+    """Say why, with the options' names as the user typed them; status 2."""
+    message = re.sub(r"`(tokens|seed)`", r"`--\1`", str(error))
+    print(f"meanformer: {message}", file=sys.stderr)
+    return 2
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ class AbstractField(eqx.Module):
         del t
         return self
 
-    def velocity(self, x: ArrayLike, mu: Empirical) -> Float[Array, "m d"]:
+    def velocity(self, x: ArrayLike, mu: Any) -> Float[Array, "m d"]:
         """χ[µ](x) = P_x F(x, µ), tangent to the sphere at each row of `x`.
 
         **Arguments:** `x`, any points of the sphere, shape `(m, d)`, tokens of µ or not;
@@ -61,14 +61,17 @@ class AbstractField(eqx.Module):
         return sphere.project(x, sphere.project(x, self.drive(x, mu)))
 
 
-def check_measure(mu: object, d: int, name: str = "mu") -> Empirical:
+_BETA = "For repulsion reverse the sign of `V`; for β → ∞ see `ZeroTemperature`."
+
+
+def check_measure(mu: Any, d: int | None = None, name: str = "mu") -> Empirical:
     """`mu` as weighted tokens on S^{d−1}."""
     if not isinstance(mu, Empirical):
         raise ValueError(
             f"Argument `{name}` must be an `Empirical`, but is a {type(mu).__name__}. "
             "Use `Empirical(points, weights)`, or `law.nodes(n)` for a law."
         )
-    if mu.d != d:
+    if d is not None and mu.d != d:
         raise ValueError(
             f"Argument `{name}` must be a measure on S^(d−1) with d = {d} to fit the "
             f"matrices, but has d = {mu.d}."
@@ -84,19 +87,31 @@ def check_matrices(
     if Q.ndim != 2 or Q.shape != K.shape:
         raise ValueError(
             "Arguments `Q` and `K` must have one shape (k, d), but their shapes are "
-            f"{Q.shape} and {K.shape}."
+            f"{Q.shape} and {K.shape}. Both act on tokens of R^d; transpose if needed."
         )
     d = sphere.check_dimension(Q.shape[1], "d = Q.shape[1]")
     if V.shape != (d, d):
         raise ValueError(
             f"Argument `V` must have shape (d, d) = ({d}, {d}) to fit `Q` and `K` of "
-            f"shape {Q.shape}, but has shape {V.shape}."
+            f"shape {Q.shape}, but has shape {V.shape}. Values are tokens: V maps R^d to R^d."
         )
     k = Q.shape[0]
     Q, K = check_finite(Q, "Q", (k, d)), check_finite(K, "K", (k, d))
     V = check_finite(V, "V", (d, d))
     dtype = jnp.result_type(Q, K, V)
     return Q.astype(dtype), K.astype(dtype), V.astype(dtype)
+
+
+def check_partition(partition: Any) -> AbstractPartition:
+    """`partition`, or the default `Auto()` for None."""
+    if partition is None:
+        return Auto()
+    if not isinstance(partition, AbstractPartition):
+        raise ValueError(
+            f"Argument `partition` must be `Dense()`, `Blockwise()` or `Auto()`, but is "
+            f"{partition!r}."
+        )
+    return partition
 
 
 class AbstractAttention(AbstractField):
@@ -114,6 +129,13 @@ class AbstractAttention(AbstractField):
     def B(self) -> Float[Array, "d d"]:
         """B = QᵀK, so that ⟨Qx, Ky⟩ = ⟨x, By⟩."""
         return matmul(jnp.swapaxes(self.Q, -1, -2), self.K)
+
+    def to_dual(self, dtype: Any, beta: Array | float = 1.0) -> Float[Array, "d d"]:
+        """βB in the given dtype, formed in the wider of it and the parameters': `x @ A` are
+        the points u = βBᵀx at which the partition is taken."""
+        wide = jnp.result_type(self.Q.dtype, dtype)
+        B = matmul(jnp.swapaxes(self.Q, -1, -2).astype(wide), self.K.astype(wide))
+        return (jnp.asarray(beta, wide) * B).astype(dtype)
 
 
 class SelfAttention(AbstractAttention):
@@ -153,11 +175,11 @@ class SelfAttention(AbstractAttention):
         partition: AbstractPartition | None = None,
     ):
         self.Q, self.K, self.V = check_matrices(Q, K, V)
-        self.beta = check_scalar(beta, "beta", minimum=0.0)
-        self.partition = Auto() if partition is None else partition
+        self.beta = check_scalar(beta, "beta", minimum=0.0, cure=_BETA)
+        self.partition = check_partition(partition)
 
     def drive(self, x: Float[Array, "m d"], mu: Empirical) -> Float[Array, "m d"]:
-        A = (self.beta.astype(self.Q.dtype) * self.B).astype(x.dtype)
+        A = self.to_dual(x.dtype, self.beta)
         _, barycentre = self.partition(x, A, mu)
         return matmul(barycentre, self.V.T.astype(x.dtype))
 
@@ -194,8 +216,8 @@ class UnnormalizedSelfAttention(AbstractAttention):
         unit: str = "paper",
     ):
         self.Q, self.K, self.V = check_matrices(Q, K, V)
-        self.beta = check_scalar(beta, "beta", minimum=0.0)
-        self.partition = Auto() if partition is None else partition
+        self.beta = check_scalar(beta, "beta", minimum=0.0, cure=_BETA)
+        self.partition = check_partition(partition)
         if unit not in ("paper", "shifted"):
             raise ValueError(
                 f'Argument `unit` must be "paper" or "shifted", but is {unit!r}.'
@@ -207,10 +229,14 @@ class UnnormalizedSelfAttention(AbstractAttention):
         """c = β‖B‖₂ if time is counted in units of e^{−c}, else 0."""
         if self.unit == "paper":
             return jnp.zeros_like(self.beta)
-        return self.beta * jnp.linalg.norm(self.B, ord=2).astype(self.beta.dtype)
+        # σ = ⟨u, Bv⟩ with the first singular vectors held fixed: the gradient of the norm,
+        # and no 1/(σ₁ − σ₂) in second derivatives where B = I.
+        u, _, vh = jnp.linalg.svd(jax.lax.stop_gradient(self.B))
+        norm = u[..., :, 0] @ self.B @ vh[..., 0, :]
+        return self.beta * norm.astype(self.beta.dtype)
 
     def drive(self, x: Float[Array, "m d"], mu: Empirical) -> Float[Array, "m d"]:
-        A = (self.beta.astype(self.Q.dtype) * self.B).astype(x.dtype)
+        A = self.to_dual(x.dtype, self.beta)
         log_z, barycentre = self.partition(x, A, mu)
         factor = jnp.exp(log_z - self.log_unit.astype(x.dtype))
         return factor[:, None] * matmul(barycentre, self.V.T.astype(x.dtype))
@@ -227,6 +253,9 @@ class LayerStack(AbstractField):
         increasing; the last stays in force for ever, the first also before its time.
         Default 0, 1, 2, …; `unroll` takes the layers one by one and ignores it.
 
+    In a `solve` of fixed steps put `times` on the grid of steps. `velocity` and `drive` are
+    those of the first layer; use `stack.layer(l)` or `stack.at(t)` for others.
+
     **Source:** *multiscale*, Eq. (1) and (SA) with Q_t, K_t, V_t piecewise constant.
     """
 
@@ -235,6 +264,11 @@ class LayerStack(AbstractField):
     layers: int = eqx.field(static=True)
 
     def __init__(self, fields, times: ArrayLike | None = None):
+        if isinstance(fields, AbstractField):
+            raise ValueError(
+                "Argument `fields` must be a list of fields, one per layer, but is one field. "
+                "Use [field] * layers."
+            )
         fields = tuple(fields)
         if not fields:
             raise ValueError("Argument `fields` must hold at least one field, not none.")
@@ -276,7 +310,8 @@ class TimeDependent(AbstractField):
 
     **Arguments:** `make`, a function of a scalar time and of `args` that returns a field
     (called while tracing); `args`, a pytree of arrays that gradients shall reach;
-    `dim`, the dimension d of the tokens. **Source:** *multiscale*, (SA) with Q_t, K_t, V_t.
+    `dim`, the dimension d of the tokens. `velocity` and `drive` are those of time 0; use
+    `field.at(t)` for others. **Source:** *multiscale*, (SA) with Q_t, K_t, V_t.
     """
 
     make: Callable[[Array, Any], AbstractField] = eqx.field(static=True)

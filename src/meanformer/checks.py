@@ -37,7 +37,11 @@ def refuse(value: T, bad: Any, message: str) -> T:
 
 def shown(value: Any) -> str:
     """`value` for an error message: the number if it can be read."""
-    return "otherwise (a traced value)" if is_traced(value) else f"{np.asarray(value).tolist()!r}"
+    return (
+        "otherwise (a traced value)"
+        if is_traced(value)
+        else f"{np.asarray(value).tolist()!r}"
+    )
 
 
 def as_float(value: ArrayLike, name: str) -> Array:
@@ -56,9 +60,15 @@ def as_float(value: ArrayLike, name: str) -> Array:
 
 
 def check_scalar(
-    value: ArrayLike, name: str, *, minimum: float | None = None, strict: bool = False
+    value: ArrayLike,
+    name: str,
+    *,
+    minimum: float | None = None,
+    strict: bool = False,
+    cure: str = "",
 ) -> Float[Array, ""]:
-    """`value` as a finite scalar, at least (`strict`: above) `minimum`."""
+    """`value` as a finite scalar, at least (`strict`: above) `minimum`; the error ends with
+    the `cure`."""
     array = as_float(value, name)
     if array.ndim != 0:
         raise ValueError(
@@ -70,7 +80,7 @@ def check_scalar(
         sign = ">" if strict else "≥"
         rule = f"finite and {sign} {minimum:g}"
         good &= array > minimum if strict else array >= minimum
-    message = f"Argument `{name}` must be {rule}, but is {shown(array)}."
+    message = f"Argument `{name}` must be {rule}, but is {shown(array)}. {cure}".rstrip()
     return refuse(array, ~good, message)
 
 
@@ -78,11 +88,13 @@ def check_count(value: Any, name: str, minimum: int = 1) -> int:
     """`value` as an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ValueError(
-            f"Argument `{name}` must be an integer ≥ {minimum}, but is {value!r}."
+            f"Argument `{name}` must be an integer ≥ {minimum}, but is {value!r}. Give a whole "
+            "number."
         )
     if value < minimum:
         raise ValueError(
-            f"Argument `{name}` must be an integer ≥ {minimum}, but is {int(value)}."
+            f"Argument `{name}` must be an integer ≥ {minimum}, but is {int(value)}. Give at "
+            f"least {minimum}, or leave it out for the default if it has one."
         )
     return int(value)
 
@@ -106,7 +118,8 @@ def check_finite(value: ArrayLike, name: str, shape: tuple[int | None, ...]) -> 
     return refuse(
         array,
         bad,
-        f"Argument `{name}` must be finite, but an entry{where or ' is not'}.",
+        f"Argument `{name}` must be finite, but an entry{where or ' is not'}. Remove or "
+        "replace such entries.",
     )
 
 

@@ -16,7 +16,16 @@ from jaxtyping import Array
 
 from . import sphere
 from .attention import AbstractField, LayerStack
-from .checks import ArrayLike, check_count, check_scalar, check_times, is_traced
+from .checks import (
+    ArrayLike,
+    as_float,
+    check_count,
+    check_scalar,
+    check_times,
+    is_traced,
+    refuse,
+    shown,
+)
 from .measures import Empirical
 from .trajectory import Observable, Trajectory, kept_indices, starting_measure
 
@@ -94,8 +103,8 @@ def solve(
     x0: ArrayLike | Empirical,
     ts: ArrayLike,
     *,
-    rtol: float | None = None,
-    atol: float | None = None,
+    rtol: ArrayLike | None = None,
+    atol: ArrayLike | None = None,
     step: ArrayLike | None = None,
     solver: dfx.AbstractSolver | None = None,
     observables: Mapping[str, Observable] | None = None,
@@ -111,7 +120,8 @@ def solve(
     **Arguments:**
 
     - `field`: any field; its arrays are differentiable inputs and new values compile
-        nothing anew.
+        nothing anew (nor do new `x0`, `ts`; define observables and events once, since a new
+        function is a new program).
     - `x0`: tokens (n, d) of equal weight, or an `Empirical`. Its dtype is that of the run.
     - `ts`: strictly increasing times; the run starts at `ts[0]`.
     - `rtol`, `atol`: adaptive steps keep the error of *every* token per step below
@@ -125,14 +135,17 @@ def solve(
     - `save`: tokens to keep: "all" times, "last", or indices into `ts`. Adaptive runs step
         exactly onto these.
     - `event`: a function of µ_t; the run stops where it crosses 0, at a time that is
-        differentiable. Or a `diffrax.Event` with conditions of (t, y, args, **kwargs).
+        differentiable, and the state there is appended to what is saved (under `jit` and
+        `vmap` shapes are fixed: read `event_time`, `event_x`; times not reached are
+        infinite). Or a `diffrax.Event` with conditions of (t, y, args, **kwargs).
     - `adjoint`: default `RecursiveCheckpointAdjoint()` (reverse mode); use
         `diffrax.ForwardMode()` for `jax.jvp` and few parameters. Never back-solve:
         clustering contracts, so the backward flow explodes.
     - `max_steps`: refusal beyond. `throw=False` returns the unfinished run instead, with
         `stats["failed"]` set and the times not reached infinite.
     - `progress`: a bar (on a terminal), and Ctrl-C between saved times: the run is then
-        integrated from one to the next (equal to the one-shot run up to the tolerance).
+        integrated from one to the next (equal to the one-shot run up to the tolerance;
+        `max_steps` counts for each interval; not with an `event`).
 
     **Returns:** a `Trajectory`. Works under `jit`, `vmap` (a batch of β, of matrices, of
     seeds: adaptive steps per member) and `grad`. Cost: one field evaluation per stage.
@@ -210,20 +223,20 @@ class _Options(eqx.Module):
         return f"solve: projected {name}, adaptive steps"
 
 
-def _tolerances(
-    rtol: float | None, atol: float | None, dtype: Any
-) -> tuple[Array, Array]:
+def _tolerances(rtol: Any, atol: Any, dtype: Any) -> tuple[Array, Array]:
     default = 1e-7 if dtype == jnp.float64 else 1e-4
-    rtol = default if rtol is None else rtol
-    atol = default if atol is None else atol
     least = 4 * float(jnp.finfo(dtype).eps)
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not least <= value < 1:
-            raise ValueError(
-                f"Argument `{name}` must lie between {least:.1e} (rounding in {dtype}) and "
-                f"1, but is {value}. For smaller errors use float64 tokens."
-            )
-    return jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype)
+
+    def checked(name: str, value: Any) -> Array:
+        value = as_float(default if value is None else value, name)
+        return refuse(
+            value.astype(dtype),
+            ~((value >= least) & (value < 1)),
+            f"Argument `{name}` must lie between {least:.1e} (rounding in {dtype}) and 1, but "
+            f"is {shown(value)}. For smaller errors use float64 tokens.",
+        )
+
+    return checked("rtol", rtol), checked("atol", atol)
 
 
 class _Crossing(eqx.Module):
@@ -395,6 +408,9 @@ def _in_pieces(field, x, weights, ts, dt0, keep, options) -> Trajectory:
         lambda *v: jnp.concatenate([v[0][:1], *[a[1:] for a in v]]),
         *[part.observed for _, _, part in parts],
     )
+    observed_ts = jnp.concatenate(
+        [first.observed_ts[:1], *[part.observed_ts[1:] for *_, part in parts]]
+    )
     stats = jax.tree.map(
         lambda *v: jnp.sum(jnp.stack(v), 0), *[p.stats for *_, p in parts]
     )
@@ -403,7 +419,7 @@ def _in_pieces(field, x, weights, ts, dt0, keep, options) -> Trajectory:
         jnp.stack([times[i] for i in reached]),
         jnp.stack([rows[i] for i in reached]),
         weights,
-        ts[: parts[-1][1] + 1] if options.observables else first.observed_ts,
+        observed_ts,
         observed,
         stats,
         method=options.words,
@@ -439,15 +455,19 @@ def _judged(run: Trajectory, max_steps: int) -> Trajectory:
 
 
 def _cut_at_event(run: Trajectory) -> Trajectory:
-    """Without the times after the event, if they can be read."""
+    """Without the times after the event, and with its own, if they can be read."""
     if run.stopped is None or is_traced(run.ts):
         return run
     n, m = (int(np.isfinite(np.asarray(t)).sum()) for t in (run.ts, run.observed_ts))
     observed = jax.tree.map(lambda v: v[:m], run.observed)
+    ts, xs = run.ts[:n], run.xs[:n]
+    if bool(run.stopped) and run.event_time is not None and run.event_x is not None:
+        ts = jnp.append(ts, run.event_time)
+        xs = jnp.concatenate([xs, run.event_x[None]])
     return eqx.tree_at(
         lambda r: (r.ts, r.xs, r.observed_ts, r.observed),
         run,
-        (run.ts[:n], run.xs[:n], run.observed_ts[:m], observed),
+        (ts, xs, run.observed_ts[:m], observed),
     )
 
 

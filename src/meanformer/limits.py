@@ -48,7 +48,7 @@ class ZeroTemperature(AbstractAttention):
 
     def drive(self, x: Float[Array, "m d"], mu: Empirical) -> Float[Array, "m d"]:
         del mu
-        direction = sphere.normalise(matmul(x, self.B.astype(x.dtype)))
+        direction = sphere.normalise(matmul(x, self.to_dual(x.dtype)))
         return matmul(direction, self.V.T.astype(x.dtype))
 
 
@@ -93,6 +93,6 @@ class Hardmax(AbstractAttention):
             share = jnp.where(scores >= top - slack, w, 0)
             return matmul(share, y) / jnp.sum(share, axis=-1, keepdims=True)
 
-        u = in_blocks(matmul(x, self.B.astype(x.dtype)), 256)
+        u = in_blocks(matmul(x, self.to_dual(x.dtype)), 256)
         winners = jax.lax.map(rows, u).reshape(-1, x.shape[1])[: x.shape[0]]
         return matmul(winners, self.V.T.astype(x.dtype))

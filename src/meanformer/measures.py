@@ -53,7 +53,8 @@ class Empirical(AbstractMeasure):
         moved by the others and moves none.
 
     The weights follow the dtype of the points. **Raises:** `ValueError` for points off
-    the sphere or not finite, for n = 0, and for bad weights; `check=False` skips this.
+    the sphere or not finite, for n = 0, and for bad weights; `check=False` skips this, and
+    takes weights as they are, for inner loops.
     """
 
     points: Float[Array, "n d"]
@@ -73,7 +74,7 @@ class Empirical(AbstractMeasure):
         elif check:
             weights = check_weights(weights, "weights", n).astype(points.dtype)
         self.points = points
-        self.weights = jnp.asarray(weights)
+        self.weights = jnp.asarray(weights, self.points.dtype)
 
     @property
     def d(self) -> int:
@@ -105,7 +106,10 @@ def check_weights(
         i = int(np.argmax(np.asarray(negative)))
         found = f"entry {i} is {float(weights[i]):g}"
     weights = refuse(
-        weights, negative, f"Argument `{name}` must be finite and ≥ 0, but {found}."
+        weights,
+        negative,
+        f"Argument `{name}` must be finite and ≥ 0, but {found}. Leave out tokens that shall "
+        "not count, or give them weight 0.",
     )
     total = jnp.sum(weights)
     weights = refuse(
@@ -127,6 +131,11 @@ class AbstractLaw(AbstractMeasure):
     @abc.abstractmethod
     def log_density(self, x: Float[Array, "... d"]) -> Float[Array, "..."]:
         """Log-density with respect to the surface measure at unit vectors `x`."""
+
+    def _log_density_and_floor(self, x: Array) -> tuple[Array, Array]:
+        """The log-density, and the log of its absolute error: −∞ but for series."""
+        log = self.log_density(x)
+        return log, jnp.full_like(log, -jnp.inf)
 
     @abc.abstractmethod
     def nodes(self, n: int) -> Empirical:
@@ -284,7 +293,16 @@ def _invert_angle_law(
     low, high = jax.lax.fori_loop(
         0, steps, halve, (jnp.zeros_like(rest), jnp.ones_like(rest))
     )
-    return jnp.clip(angle[::2][i] + h * (low + high) / 2, 0, math.pi)
+    # Bisection has no derivative. The Newton step from its root has that of the implicit
+    # function; its value is left out.
+    s = jax.lax.stop_gradient((low + high) / 2)
+    slope = left + s * (
+        6 * jump - 4 * left - 2 * right + 3 * s * (left + right - 2 * jump)
+    )
+    slope = jax.lax.stop_gradient(slope)
+    step = jnp.where(slope > 0, (cubic(s) - rest) / jnp.where(slope > 0, slope, 1), 0)
+    s = s - (step - jax.lax.stop_gradient(step))
+    return jnp.clip(angle[::2][i] + h * s, 0, math.pi)
 
 
 def _log_sine(angle: Array) -> Array:
@@ -312,14 +330,16 @@ class VonMisesFisher(AbstractZonalLaw):
     def angle_quantile(self, p: Float[Array, " n"]) -> Float[Array, " n"]:
         kappa, d = self.kappa, self.d
         if d == 3:  # closed form: 1 − q = −log(1 − p(1 − e^{−2κ}))/κ
-            safe = jnp.where(kappa > 0, kappa, 1)
+            small = kappa < jnp.finfo(kappa.dtype).eps
+            safe = jnp.where(small, 1, kappa)
             gap = -jnp.log1p(p * jnp.expm1(-2 * safe)) / safe
-            gap = jnp.clip(jnp.where(kappa > 0, gap, 2 * p), 0, 2)
+            gap = jnp.clip(jnp.where(small, 2 * p * (1 - kappa * (1 - p)), gap), 0, 2)
             return 2 * jnp.arcsin(jnp.sqrt(gap / 2))
         # 1 − q is below a Gamma((d−1)/2, 1/κ) variable: its far quantile ends the table.
         shape = (d - 1) / 2
         far = (shape + 10 * math.sqrt(shape) + 40) / jnp.where(kappa > 0, kappa, 1e-9)
         end = 2 * jnp.arcsin(jnp.sqrt(jnp.clip(far / 2, 0, 1)))
+        end = jax.lax.stop_gradient(end)  # the table's size is no parameter of the law
         angle = end * jnp.linspace(0, 1, 2 * _PANELS + 1, dtype=kappa.dtype)
         log_density = -2 * kappa * jnp.sin(angle / 2) ** 2
         if d > 2:
@@ -361,6 +381,7 @@ class WrappedNormal(AbstractZonalLaw):
         if self.d == 2:
             return self.sigma * jax.scipy.special.ndtri((1 + p) / 2)
         end = jnp.minimum(math.pi, 12 * self.sigma * math.sqrt(self.d))
+        end = jax.lax.stop_gradient(end)  # the table's size is no parameter of the law
         angle = end * jnp.linspace(0, 1, 2 * _PANELS + 1, dtype=p.dtype)
         log_density = _log_wrapped_images(angle, self.sigma**2, self.d)
         return _invert_angle_law(log_density + (self.d - 2) * _log_sine(angle), angle, p)
@@ -433,22 +454,35 @@ class HeatKernel(AbstractZonalLaw):
     def log_density(self, x: Float[Array, "... d"]) -> Float[Array, "..."]:
         if self.d == 2:
             return log_wrapped_normal(sphere.distance(x, self.mean), 2 * self.s)
-        value = self._series(x @ self.mean)
-        floor = 1e3 * jnp.finfo(value.dtype).eps * self._series(jnp.ones_like(value))
-        value = refuse(
-            value,
-            value < floor,
+        log, floor = self._log_density_and_floor(x)
+        return refuse(
+            log,
+            log < floor,
             "Argument `x` must lie where the density of `HeatKernel` exceeds the rounding "
             "of its series, but a point lies so far from the mean that its log-density is "
             "lost. Use `density`, whose absolute error is small there.",
         )
-        return jnp.log(jnp.maximum(value, floor))
+
+    def _log_density_and_floor(self, x: Array) -> tuple[Array, Array]:
+        if self.d == 2:
+            log = self.log_density(x)
+            return log, jnp.full_like(log, -jnp.inf)
+        value = self._series(x @ self.mean)
+        floor = 1e3 * jnp.finfo(value.dtype).eps * self._series(jnp.ones_like(value))
+        good = value >= floor
+        return (
+            jnp.where(good, jnp.log(jnp.where(good, value, 1)), -jnp.inf),
+            jnp.log(floor),
+        )
 
     def angle_quantile(self, p: Float[Array, " n"]) -> Float[Array, " n"]:
         if self.d == 2:
             return jnp.sqrt(2 * self.s) * jax.scipy.special.ndtri((1 + p) / 2)
-        reach = 12 * jnp.sqrt(2 * self.s) * math.sqrt(self.d)
+        # Curvature only shortens the path: θ is below √(2s) times a chi variable with d − 1
+        # degrees of freedom. Beyond its far quantile there is noise of the series only.
+        reach = (math.sqrt(self.d - 1) + 8) * jnp.sqrt(2 * self.s)
         end = jnp.minimum(math.pi, reach)
+        end = jax.lax.stop_gradient(end)  # the table's size is no parameter of the law
         angle = end * jnp.linspace(0, 1, 2 * _PANELS + 1, dtype=p.dtype)
         value = self._series(jnp.cos(angle))
         tiny = jnp.finfo(p.dtype).tiny
@@ -458,9 +492,12 @@ class HeatKernel(AbstractZonalLaw):
     def _series(self, q: Array) -> Array:
         d, s = self.d, self.s
         l = np.arange(self.degrees)
-        decay = jnp.exp(-jnp.asarray(l * (l + d - 2), q.dtype) * s)
-        dims = special.harmonic_dimension(d, self.degrees) / sphere.area(d)
-        return special.gegenbauer_sum(d, jnp.asarray(dims, q.dtype) * decay, q)
+        # Numbers of harmonics overflow float32 where e^{−l²s} underflows: add logarithms.
+        log_dims = np.log(special.harmonic_dimension(d, self.degrees) / sphere.area(d))
+        exponent = (
+            jnp.asarray(log_dims, q.dtype) - jnp.asarray(l * (l + d - 2), q.dtype) * s
+        )
+        return special.gegenbauer_sum(d, jnp.exp(exponent), q)
 
 
 # --------------------------------------------------------------- composed laws
@@ -473,6 +510,10 @@ class Mixture(AbstractLaw):
     weights: Float[Array, " m"]
 
     def __init__(self, components, weights: ArrayLike | None = None):
+        if isinstance(components, AbstractLaw):
+            raise ValueError(
+                "Argument `components` must be a list of laws, but is one law. Use [law]."
+            )
         components = tuple(components)
         if not components:
             raise ValueError(
@@ -501,8 +542,22 @@ class Mixture(AbstractLaw):
         return jnp.take_along_axis(draws, choice[None, :, None], axis=0)[0]
 
     def log_density(self, x: Float[Array, "... d"]) -> Float[Array, "..."]:
-        logs = jnp.stack([c.log_density(x) for c in self.components], axis=-1)
-        return jax.nn.logsumexp(logs, axis=-1, b=self.weights.astype(x.dtype))
+        log, floor = self._log_density_and_floor(x)
+        return refuse(
+            log,
+            log < floor,
+            "Argument `x` must lie where the density of `Mixture` exceeds the rounding of "
+            "its components, but a point lies where its log-density is lost. Use `density`, "
+            "whose absolute error is small there.",
+        )
+
+    def _log_density_and_floor(self, x: Array) -> tuple[Array, Array]:
+        parts = [c._log_density_and_floor(x) for c in self.components]
+        logs, floors = (jnp.stack(p, axis=-1) for p in zip(*parts))
+        weights = self.weights.astype(x.dtype)
+        lost = jnp.where(jnp.isneginf(logs), floors, -jnp.inf)  # what was left out
+        total = jax.nn.logsumexp(logs, axis=-1, b=weights)
+        return total, jax.nn.logsumexp(lost, axis=-1, b=weights)
 
     def density(self, x: Float[Array, "... d"]) -> Float[Array, "..."]:
         values = jnp.stack([c.density(x) for c in self.components], axis=-1)
@@ -511,7 +566,12 @@ class Mixture(AbstractLaw):
     def nodes(self, n: int) -> Empirical:
         """Nodes of each component, in numbers proportional to the weights."""
         n = check_count(n, "n")
-        share = [float(w) for w in self.weights]  # concrete: it decides shapes
+        if is_traced(self.weights):
+            raise ValueError(
+                "Argument `weights` must have known values where nodes are made, because "
+                "they decide how many each component gets. Make the mixture outside of `jit`."
+            )
+        share = [float(w) for w in self.weights]
         parts = [
             (w, c.nodes(max(1, round(w * n))))
             for w, c in zip(share, self.components)
@@ -533,9 +593,11 @@ class AzimuthElevation(AbstractLaw):
     azimuth: AbstractLaw
 
     def __init__(self, azimuth: AbstractLaw):
-        if azimuth.d != 2:
+        if not isinstance(azimuth, AbstractLaw) or azimuth.d != 2:
+            found = getattr(azimuth, "d", azimuth)
             raise ValueError(
-                f"Argument `azimuth` must be a law on S¹ (d = 2), but has d = {azimuth.d}."
+                f"Argument `azimuth` must be a law on S¹ (d = 2), but has d = {found}. For "
+                "example `WrappedNormal([1.0, 0.0], 0.2)`."
             )
         self.azimuth = azimuth
 

@@ -22,6 +22,7 @@ def alignment(mu: Empirical, E: Any) -> Float[Array, ""]:
     **Arguments:** `E`, orthonormal columns that span the subspace, shape `(d, k)`, or what
     `theory.dominant_eigenspace` returns. **Raises:** `ValueError` if they are not
     orthonormal. **Source:** *concentration*, Figs. 3–10."""
+    mu = check_measure(mu)
     E = as_float(getattr(E, "basis", E), "E")
     if E.ndim != 2 or E.shape[0] != mu.d:
         raise ValueError(
@@ -46,7 +47,7 @@ def log_energy(
     partition: AbstractPartition | None = None,
 ) -> Float[Array, ""]:
     """log of `energy`, finite for every β > 0 (E itself overflows from β‖B‖ ≈ 700 on)."""
-    d = mu.d
+    d = check_measure(mu).d
     Q, K, _ = check_matrices(Q, K, jnp.eye(d, dtype=mu.points.dtype))
     beta = check_scalar(beta, "beta", minimum=0.0, strict=True)
     x = mu.points
@@ -80,9 +81,11 @@ def angle_histogram(
     The masses sum to 1; divide by the bin width for a density. On S¹ the azimuth is the
     angle; on S² that of the first two coordinates."""
     bins = check_count(bins, "bins")
-    mu = check_measure(mu, mu.d)
+    mu = check_measure(mu)
     theta = sphere.angles(mu.points)
     theta = jnp.where(theta >= math.pi, -math.pi, theta)  # π is −π
     cell = jnp.floor((theta + math.pi) * (bins / (2 * math.pi))).astype(int)
-    mass = jnp.zeros(bins, mu.weights.dtype).at[cell % bins].add(mu.weights)
+    mass = (
+        jnp.zeros(bins, mu.weights.dtype).at[jnp.minimum(cell, bins - 1)].add(mu.weights)
+    )
     return mass, jnp.linspace(-math.pi, math.pi, bins + 1, dtype=theta.dtype)

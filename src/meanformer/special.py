@@ -45,10 +45,10 @@ def _debye_polynomials(terms: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
 _U, _V = _debye_polynomials(_TERMS)
 
 
-def _horner(coefficients: np.ndarray, p: Array) -> Array:
-    total = jnp.zeros_like(p)
-    for c in coefficients[::-1]:
-        total = total * p + float(c)
+def _horner(coefficients: np.ndarray, z: Array) -> Array:
+    total = jnp.full_like(z, float(coefficients[-1]))
+    for c in coefficients[-2::-1]:
+        total = total * z + float(c)
     return total
 
 
@@ -56,11 +56,12 @@ def _debye(order: float, kappa: Array) -> tuple[Array, Array]:
     """m_ν(κ) and log(e^{−κ} (2/κ)^ν Γ(ν+1) I_ν(κ)) at a high order ν."""
     root = jnp.hypot(kappa, order)
     p = order / root
-    u_sum, gap_sum = jnp.ones_like(p), jnp.zeros_like(p)
-    for k in range(1, _TERMS):
-        u_k = _horner(_U[k], p) / order**k
-        u_sum = u_sum + u_k
-        gap_sum = gap_sum + (_horner(_V[k], p) / order**k - u_k)
+    u_sum, gap_sum = jnp.zeros_like(p), jnp.zeros_like(p)
+    for k in range(_TERMS - 1, 0, -1):  # u_k, v_k: p^k times a polynomial in p²
+        u_sum = _horner(_U[k][k::2], p * p) + (p / order) * u_sum
+        gap_sum = _horner((_V[k] - _U[k])[k::2], p * p) + (p / order) * gap_sum
+    u_sum = 1 + (p / order) * u_sum
+    gap_sum = (p / order) * gap_sum
     # I'_ν/I_ν = (root/κ)(1 + gap) and I_{ν+1}/I_ν = I'_ν/I_ν − ν/κ = κ/(κ+m), hence
     # κ + m = κ²/(root − ν + root·gap) = (root + ν)/(1 + root·gap/(root − ν)).
     # gap carries a factor 1−p² = κ²/root²; u_k(1) = v_k(1) makes it exact.
@@ -104,10 +105,14 @@ def _small_argument(order: float, kappa: Array, root: Array) -> Array:
 def _small_sum(nu: float, kappa: Array) -> Array:
     """S_ν = κ + m_ν for κ ≤ ν + 1, by S_ν = 2(ν+1) + κ²/S_{ν+1}: even in κ, so that all
     derivatives of the odd function A = κ/S vanish at 0 where they must."""
-    total = 2 * (nu + 25) * jnp.ones_like(kappa)
-    for j in range(23, -1, -1):
-        total = 2 * (nu + j + 1) + kappa * kappa / total
-    return total
+    square = kappa * kappa
+
+    def step(total, twice):
+        return twice + square / total, None
+
+    start = 2 * (nu + 25) * jnp.ones_like(kappa)
+    twice = 2 * (nu + np.arange(24, 0, -1))
+    return jax.lax.scan(step, start, jnp.asarray(twice, kappa.dtype))[0]
 
 
 def _ratio_and_complement(nu: float, kappa: Array) -> tuple[Array, Array]:
@@ -127,12 +132,15 @@ def _complement_and_log(nu: float, kappa: Array) -> tuple[Array, Array]:
     """m_ν(κ) and log(e^{−κ} (2/κ)^ν Γ(ν+1) I_ν(κ)), for a fixed order ν ≥ 0."""
     steps = max(10, math.ceil(_START - nu))
     m, log_scaled = _debye(nu + steps, kappa)
-    for j in range(steps - 1, -1, -1):
-        order = nu + j
-        m = 2 * (order + 1) - kappa * (m / (kappa + m))
+
+    def step(carry, twice):  # twice = 2(order + 1)
+        m, log_scaled = carry
+        m = twice - kappa * (m / (kappa + m))
         # I_{ν+1}/I_ν = κ/(κ+m), so each step down adds log((κ+m)/(2(ν+1))).
-        log_scaled = log_scaled + jnp.log((kappa + m) / (2 * (order + 1)))
-    return m, log_scaled
+        return (m, log_scaled + jnp.log((kappa + m) / twice)), None
+
+    twice = jnp.asarray(2 * (nu + np.arange(steps, 0, -1)), kappa.dtype)
+    return jax.lax.scan(step, (m, log_scaled), twice)[0]
 
 
 def bessel_ratio(nu: float, kappa: ArrayLike) -> Float[Array, "..."]:
@@ -256,13 +264,8 @@ def harmonic_dimension(d: int, degrees: int) -> np.ndarray:
     l = np.arange(degrees)
     if d == 2:
         return np.where(l == 0, 1.0, 2.0)
-    log_choose = np.array(
-        [
-            math.lgamma(i + d - 2) - math.lgamma(d - 2) - math.lgamma(i + 1)
-            for i in range(degrees)
-        ]
-    )
-    return (2 * l + d - 2) / (d - 2) * np.exp(log_choose)
+    choose = np.array([float(math.comb(i + d - 3, d - 3)) for i in range(degrees)])
+    return (2 * l + d - 2) / (d - 2) * choose
 
 
 def check_kappa(kappa: ArrayLike, name: str = "kappa") -> Float[Array, ""]:

@@ -45,7 +45,10 @@ def log(x: Float[Array, "... d"], y: Float[Array, "... d"]) -> Float[Array, "...
     v = project(x, y - x)  # = P_x y, without cancellation for y near x
     length = safe_norm(v)
     angle = distance(x, y)
-    scale = jnp.where(length > 0, angle / jnp.where(length > 0, length, 1), 1)
+    # At the antipode v is the rounding of |x|² − 1, in no direction that means anything.
+    antipodal = (angle > 3) & (length < 16 * jnp.finfo(length.dtype).eps)
+    moves = (length > 0) & ~antipodal
+    scale = jnp.where(moves, angle / jnp.where(moves, length, 1), ~antipodal)
     return scale[..., None] * v
 
 
@@ -90,7 +93,8 @@ def check_tokens(
         )
     if x.shape[0] == 0:
         raise ValueError(
-            f"Argument `{name}` must hold at least one token, but has shape {x.shape}."
+            f"Argument `{name}` must hold at least one token, but has shape {x.shape}. Sample "
+            "some, for example `Uniform(3).sample(key, 100)`."
         )
     if x.shape[1] < 2:
         raise ValueError(
@@ -99,7 +103,7 @@ def check_tokens(
     if d is not None and x.shape[1] != d:
         raise ValueError(
             f"Argument `{name}` must have d = {d} columns to fit the matrices, but has "
-            f"shape {x.shape}."
+            f"shape {x.shape}. Use tokens on S^{d - 1}, or matrices for d = {x.shape[1]}."
         )
     norms = jnp.linalg.norm(x, axis=-1)
     off = ~(jnp.abs(norms - 1) <= tol)  # written so that NaN is off too

@@ -22,8 +22,9 @@ from .checks import (
     check_scalar,
     is_traced,
     refuse,
+    shown,
 )
-from .measures import log_wrapped_normal
+from .measures import check_weights, log_wrapped_normal
 
 # ------------------------------------------------------------------ alignment phase
 
@@ -123,11 +124,10 @@ def dominant_eigenspace(
         "norm). Use another `dim` or a smaller `tol`.",
     )
     middle = (real[dim - 1] + real[dim]) / 2
-    spectral = (jnp.eye(d, dtype=M.dtype) + _matrix_sign(M - middle * jnp.eye(d))) / 2
+    eye = jnp.eye(d, dtype=M.dtype)
+    spectral = (eye + _matrix_sign(M - middle * eye)) / 2
     # The orthogonal projector onto the range of an oblique one: P(P + Pᵀ − I)⁻¹.
-    projector = jnp.linalg.solve(
-        (spectral + spectral.T - jnp.eye(d, dtype=M.dtype)).T, spectral.T
-    ).T
+    projector = jnp.linalg.solve((spectral + spectral.T - eye).T, spectral.T).T
     basis = jnp.linalg.svd(jax.lax.stop_gradient(projector))[0][:, :dim]
     return DominantSpace(basis, projector, spectral, eigenvalues, gap)
 
@@ -340,6 +340,12 @@ def closure_variance(
     gamma = _check_sign(sign)
     s0, t = as_float(variance, "variance"), as_float(t, "t")
     beta = check_scalar(beta, "beta", minimum=0.0, strict=True)
+    s0 = refuse(
+        s0,
+        ~(s0 > 0),
+        f"Argument `variance` must be > 0, but is {shown(s0)}. A cluster of no width has none "
+        "at any time.",
+    )
     a = beta * s0
     return special.wright_omega(a + jnp.log(a) - 2 * gamma * t) / beta
 
@@ -377,8 +383,12 @@ def wrapped_mixture_mass(
 def _mixture(means, variances, weights) -> tuple[Array, Array, Array]:
     m = check_finite(means, "means", (None,))
     s = check_finite(variances, "variances", m.shape)
-    a = check_finite(weights, "weights", m.shape)
-    return m, s, a / jnp.sum(a)
+    s = refuse(
+        s,
+        ~(s > 0),
+        f"Argument `variances` must be > 0, but is {shown(s)}. Use σ², not 0.",
+    )
+    return m, s, check_weights(weights, "weights", m.shape[0])
 
 
 # ------------------------------------------- rotating ring (scenario 1b of multiscale)

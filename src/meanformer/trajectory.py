@@ -2,6 +2,7 @@
 `Trajectory`, which is written to and read from one file."""
 
 import json
+import operator
 import os
 import zipfile
 import zlib
@@ -47,12 +48,15 @@ def kept_indices(save: str | Sequence[int], count: int, name: str) -> tuple[int,
         raise ValueError(
             f'Argument `save` must be "all", "last" or a list of indices, but is {save!r}.'
         )
-    kept = [int(i) for i in save]
+    try:
+        kept = [operator.index(i) for i in save]
+    except TypeError:
+        kept = []
     wrong = [i for i in kept if not 0 <= i < count]
     if not kept or wrong or kept != sorted(set(kept)):
         raise ValueError(
             f"Argument `save` must list increasing indices from 0 to {count - 1} (of "
-            f"`{name}`), at least one, but is {kept}."
+            f"`{name}`), at least one, but is {save!r}."
         )
     return tuple(kept)
 

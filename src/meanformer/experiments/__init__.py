@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from . import multiscale_alignment, multiscale_heat
 from .report import Check as Check, Report as Report
-from .settings import Settings as Settings
+from .settings import BadArgument as BadArgument, Settings as Settings
 
 
 @dataclasses.dataclass(frozen=True)

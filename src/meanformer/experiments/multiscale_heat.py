@@ -331,7 +331,7 @@ def fig3(settings: Settings) -> Report:
             layers = [round(t / 1e-3) for t in times]
             bar = settings.progress
             return unroll(field, start, layers[-1], 1e-3, save=layers, progress=bar)
-        tol = 1e-6 if x0.dtype == jnp.float64 else 1e-4
+        tol = 1e-5 if x0.dtype == jnp.float64 else 1e-4
         return solve(field, start, times, rtol=tol, atol=tol, progress=settings.progress)
 
     run, smooth = evolved(x0), evolved(smooth0)

@@ -10,6 +10,10 @@ from jaxtyping import PRNGKeyArray
 from ..checks import check_count
 
 
+class BadArgument(ValueError):
+    """What the user asked for cannot be done by this experiment."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Options of `meanformer run`.
@@ -17,7 +21,8 @@ class Settings:
     - `seed`: of the random initial tokens; the same seed gives the same numbers.
     - `tokens`: how many (default: as in the paper).
     - `quick`: a smaller, faithful version, in seconds.
-    - `layers`: the paper's fixed Euler layers where the default is adaptive steps.
+    - `layers`: the paper's fixed Euler layers where the default is adaptive steps; Figure 1
+        takes them anyhow.
     - `progress`: show a bar.
     """
 
@@ -40,9 +45,9 @@ class Settings:
         """How many tokens to take; fewer than `minimum` cannot show the claims."""
         n = self.tokens if self.tokens is not None else quick if self.quick else paper
         if n < minimum:
-            raise ValueError(
+            raise BadArgument(
                 f"Argument `tokens` must be at least {minimum} for this experiment, whose "
-                f"claims are statistical, but is {n}."
+                f"claims are statistical, but is {n}. Leave it out for the paper's number."
             )
         return n
 
