@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import meanformer as mf
+from meanformer.experiments.report import peak_memory_mb
 from measure import compiled, in_turn, record
 
 
@@ -76,12 +77,36 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=11)
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
+    if options.n == 10_000:
+        memory(100_000)  # first: peak memory only grows
     for dtype in ("float32", "float64"):
         for d in (3, 64):
             one(options.n, d, dtype, 30.0, options.repeats)
-    # n = 10⁵ must fit: temporary memory stays below 200 MB.
-    if options.n == 10_000:
-        one(100_000, 3, "float32", 30.0, 1)
+
+
+def memory(n: int) -> None:
+    """By how much one layer of n tokens raises the peak memory of this process: < 200 MB."""
+    x = mf.Uniform(3, jnp.float32).sample(jax.random.key(0), n)
+    eye = jnp.eye(3, dtype=jnp.float32)
+    field = mf.SelfAttention(eye, eye, eye, 30.0)
+    before = peak_memory_mb()
+    call, compile_seconds, temporary = compiled(
+        lambda f, x: f.drive(x, mf.Empirical(x, check=False)), field, x
+    )
+    seconds = in_turn({"ours": call}, 3)["ours"]
+    growth = peak_memory_mb() - before
+    record(
+        "layer",
+        "SelfAttention.drive, memory",
+        "does memory grow with n²?",
+        {"n": n, "d": 3, "dtype": "float32", "beta": 30.0},
+        seconds,
+        compile_seconds=compile_seconds,
+        temporary_bytes=temporary,
+        peak_growth_mb=round(growth, 1),
+    )
+    if growth > 200:
+        raise SystemExit(f"peak memory grew by {growth:.0f} MB, more than 200 MB")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from meanformer import files
-from meanformer.experiments.report import versions
+from meanformer.experiments.report import peak_memory_mb, versions
 
 RECORDS = Path(__file__).parent / "records"
 
@@ -58,6 +58,7 @@ def record(
         "cores": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
         "versions": versions() | _peer_versions(),
+        "peak_memory_mb": round(peak_memory_mb()),
         "commit": _commit(),
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -83,6 +84,7 @@ def _commit() -> str:
             capture_output=True,
             text=True,
             check=True,
+            cwd=Path(__file__).parent,
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

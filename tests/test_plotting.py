@@ -41,19 +41,19 @@ def titled(figure):
 @pytest.mark.parametrize("view", [(-60, 20), (10.0, -75.0)])
 def test_the_projection_is_a_rotation_of_period_360_degrees(view):
     x = tokens(3)
-    p = plotting.project(x, view)
+    p = plotting.to_screen(x, view)
     np.testing.assert_allclose(np.linalg.norm(p, axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(p @ p.T, x @ x.T, atol=1e-6)
     a, e = view
-    np.testing.assert_allclose(plotting.project(x, (a + 360, e)), p, atol=1e-12)
-    rows = plotting.project(np.eye(3), view)
+    np.testing.assert_allclose(plotting.to_screen(x, (a + 360, e)), p, atol=1e-12)
+    rows = plotting.to_screen(np.eye(3), view)
     np.testing.assert_allclose(np.linalg.det(rows), 1, atol=1e-12)  # no mirror image
 
 
 def test_the_camera_looks_at_its_own_direction():
     a, e = np.deg2rad([-60.0, 20.0])
     camera = [np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)]
-    p = plotting.project(np.array(camera), (-60, 20))
+    p = plotting.to_screen(np.array(camera), (-60, 20))
     np.testing.assert_allclose(p, [0, 0, 1], atol=1e-12)
 
 
@@ -62,7 +62,7 @@ def test_hidden_tokens_are_drawn_below_visible_ones_and_fainter():
     far, near = plotting.scatter_sphere(plotting.sphere_axes(ax), x)
     assert far.get_zorder() < near.get_zorder()
     assert far.get_alpha() < near.get_alpha()
-    p = plotting.project(x)
+    p = plotting.to_screen(x)
     assert len(far.get_offsets()) == (p[:, 2] < 0).sum()
     assert len(near.get_offsets()) == (p[:, 2] >= 0).sum()
     depth = np.sqrt(1 - (np.asarray(near.get_offsets()) ** 2).sum(axis=1))

@@ -65,7 +65,7 @@ class Picture(Figure):
 # ------------------------------------------------------------------- the sphere S²
 
 
-def project(x: ArrayLike, view: Values = VIEW) -> np.ndarray:
+def to_screen(x: ArrayLike, view: Values = VIEW) -> np.ndarray:
     """Orthographic projection of points (..., 3): horizontal, vertical, and the depth
     ⟨x, c⟩ towards the camera c = (cos e cos a, cos e sin a, sin e), as (..., 3).
 
@@ -88,10 +88,10 @@ def sphere_axes(ax: Axes, view: Values = VIEW, label: str = "x") -> Axes:
     ax.add_patch(Circle((0, 0), 1, facecolor="#f7f7f7", edgecolor="none", zorder=0))
     ax.add_patch(Circle((0, 0), 1, facecolor="none", edgecolor=grey, lw=0.7, zorder=3))
     for circle in _graticule():
-        near, far = _near_far(project(circle, view))
+        near, far = _near_far(to_screen(circle, view))
         ax.plot(*far, color="#d5d5d5", lw=0.4, ls=(0, (3, 3)), zorder=1)
         ax.plot(*near, color="#b5b5b5", lw=0.4, zorder=1.5)
-    for i, (h, v, depth) in enumerate(project(np.eye(3), view)):
+    for i, (h, v, depth) in enumerate(to_screen(np.eye(3), view)):
         if label and depth > 0.05:
             end = min(1.5, 1.1 / math.hypot(h, v, 0.1))  # outside of the disc, if it can
             ax.plot([h, end * h], [v, end * v], color=grey, lw=0.7, zorder=4.5)
@@ -146,7 +146,7 @@ def scatter_sphere(
     n = x.shape[0]
     first, mass = _merged(x, _weights(weights, n))
     values = _colours(color, n)
-    p = project(x[first], view)
+    p = to_screen(x[first], view)
     order = np.argsort(p[:, 2], kind="stable")  # nearer ones are painted later
     p, mass, first = p[order], mass[order], first[order]
     area = np.maximum(CLUSTER * mass, _dot(n) if size is None else size)
@@ -176,7 +176,7 @@ def curve_sphere(
     dashed and thinner behind the disc.
 
     **Arguments:** `x` (m, 3), in order; close a curve by repeating its first point."""
-    p = project(np.asarray(check_finite(x, "x", (None, 3)), float), view)
+    p = to_screen(np.asarray(check_finite(x, "x", (None, 3)), float), view)
     near, far = _near_far(p)
     ax.plot(*far, color=color, lw=0.7, ls=(0, (2, 1.5)), alpha=0.7, zorder=2.5)
     ax.plot(*near, color=color, lw=1.2, zorder=5, label=label)
@@ -213,7 +213,7 @@ def _spheres(xs, titles, weights, view, color, cmap, curves, title, label="x") -
     k = len(titles)
     columns, rows = min(k, 4), -(-k // 4)
     curves = [None] * k if curves is None else [_curve(c) for c in curves]
-    seen = [project(c, view)[:, :2] for c in curves if c is not None]
+    seen = [to_screen(c, view)[:, :2] for c in curves if c is not None]
     wide, high = np.abs(np.concatenate([*seen, np.zeros((1, 2))])).max(axis=0) + 0.03
     xlim, ylim = max(1.25, wide), (-max(1.04, high), max(1.3, high))
     width = _width(columns)
