@@ -212,7 +212,7 @@ def wright_omega(y: ArrayLike) -> Float[Array, "..."]:
 
     Halley's iteration in log ω for y < 1 and in ω above, run to rounding; derivative
     ω/(1+ω). Float32 and float64."""
-    return _wright_omega(as_float(y, "y"))
+    return jax.jit(_wright_omega)(as_float(y, "y"))
 
 
 @jax.custom_jvp

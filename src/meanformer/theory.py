@@ -358,7 +358,11 @@ def wrapped_mixture_density(
 ) -> Float[Array, " g"]:
     """Σⱼ αⱼ N(θ; mⱼ, sⱼ) wrapped on S¹: heat-kernel mixtures, whose exact heat flow only
     moves the variances (`heat_variance`). **Source:** *multiscale*, Eq. (7)."""
-    m, s, a = _mixture(means, variances, weights)
+    return _density(jnp.asarray(theta), *_mixture(means, variances, weights))
+
+
+@jax.jit
+def _density(theta: Array, m: Array, s: Array, a: Array) -> Array:
     logs = jax.vmap(log_wrapped_normal)(theta[None] - m[:, None], s)
     return a @ jnp.exp(logs)
 
@@ -371,7 +375,11 @@ def wrapped_mixture_mass(
 ) -> Float[Array, " g-1"]:
     """Mass of the wrapped mixture between consecutive angles `edges`: what a histogram
     counts, without the error of taking the density at mid-bin. For variances up to 10."""
-    m, s, a = _mixture(means, variances, weights)
+    return _bin_mass(jnp.asarray(edges), *_mixture(means, variances, weights))
+
+
+@jax.jit
+def _bin_mass(edges: Array, m: Array, s: Array, a: Array) -> Array:
     turns = 2 * math.pi * jnp.arange(-4, 5, dtype=edges.dtype)
     z = (edges[None, None] + turns[None, :, None] - m[:, None, None]) / jnp.sqrt(s)[
         :, None, None

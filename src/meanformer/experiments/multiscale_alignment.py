@@ -277,7 +277,7 @@ def fig1b(settings: Settings) -> Report:
     beta, I = 30.0, np.eye(3)
     B = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, -2]])
     field = SelfAttention(I, B, I, beta)  # QᵀK = B, which is not symmetric
-    n = settings.count(paper=10_000, quick=1_200, minimum=1_000)
+    n = settings.count(paper=10_000, quick=1_000, minimum=1_000)
     n += n % 2
     every, layers = 10, 1700
     save = range(0, layers + 1, every)
@@ -508,7 +508,7 @@ def _angular_speed(field: SelfAttention, run: Trajectory, window: slice) -> floa
 
 def _ring_rates(beta: float) -> tuple[list[int], list[float], list[float]]:
     """Growth of small modes of a ring of equal angles on S¹, simulated, and their laws."""
-    modes, m, size = [5, 9, 13], 720, 1e-5
+    modes, m, size = [5, 9, 13], 360, 1e-5
     theta = 2 * np.pi * np.arange(m) / m
     # Positions shifted by Σ sin(kθ)·2ε/k carry density 1 − 2ε Σ cos kθ.
     x0 = from_angles(theta + sum(2 * size / k * np.sin(k * theta) for k in modes))
