@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import sphere
-from .checks import ArrayLike, as_float, check_finite, check_scalar, check_times
+from .checks import ArrayLike, check_finite, check_scalar, check_times
+from .matrices import check_matrices, matmul
 from .measures import Empirical
-from .partition import AbstractPartition, Auto, matmul
+from .partition import AbstractPartition, Auto
 
 
 class AbstractField(eqx.Module):
@@ -77,29 +78,6 @@ def check_measure(mu: Any, d: int | None = None, name: str = "mu") -> Empirical:
             f"matrices, but has d = {mu.d}."
         )
     return mu
-
-
-def check_matrices(
-    Q: ArrayLike, K: ArrayLike, V: ArrayLike
-) -> tuple[Float[Array, "k d"], Float[Array, "k d"], Float[Array, "d d"]]:
-    """Q, K of one shape (k, d) and V of shape (d, d), finite, in one dtype."""
-    Q, K, V = as_float(Q, "Q"), as_float(K, "K"), as_float(V, "V")
-    if Q.ndim != 2 or Q.shape != K.shape:
-        raise ValueError(
-            "Arguments `Q` and `K` must have one shape (k, d), but their shapes are "
-            f"{Q.shape} and {K.shape}. Both act on tokens of R^d; transpose if needed."
-        )
-    d = sphere.check_dimension(Q.shape[1], "d = Q.shape[1]")
-    if V.shape != (d, d):
-        raise ValueError(
-            f"Argument `V` must have shape (d, d) = ({d}, {d}) to fit `Q` and `K` of "
-            f"shape {Q.shape}, but has shape {V.shape}. Values are tokens: V maps R^d to R^d."
-        )
-    k = Q.shape[0]
-    Q, K = check_finite(Q, "Q", (k, d)), check_finite(K, "K", (k, d))
-    V = check_finite(V, "V", (d, d))
-    dtype = jnp.result_type(Q, K, V)
-    return Q.astype(dtype), K.astype(dtype), V.astype(dtype)
 
 
 def check_partition(partition: Any) -> AbstractPartition:

@@ -8,25 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import sphere
-from .attention import AbstractAttention, check_matrices
-from .checks import ArrayLike, refuse, shown
+from .attention import AbstractAttention
+from .checks import ArrayLike
+from .matrices import check_invertible, check_matrices, matmul
 from .measures import Empirical
-from .partition import in_blocks, matmul
-
-
-def check_invertible(
-    Q: Float[Array, "k d"], K: Float[Array, "k d"]
-) -> tuple[Float[Array, "k d"], Float[Array, "k d"]]:
-    """Q, K with QᵀK invertible to working precision."""
-    singular = jnp.linalg.svd(matmul(Q.T, K), compute_uv=False)
-    floor = singular[0] * Q.shape[1] * jnp.finfo(Q.dtype).eps
-    return refuse(
-        (Q, K),
-        ~(singular[-1] > floor),
-        "Arguments `Q` and `K` must have QᵀK invertible where β is infinite (x'/|x'| with "
-        f"x' = KᵀQx is not defined otherwise), but its singular values are "
-        f"{shown(singular)}. Use `SelfAttention` at a finite β, or make QᵀK regular.",
-    )
+from .partition import in_blocks
 
 
 class ZeroTemperature(AbstractAttention):

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import sphere
-from .attention import check_matrices, check_measure
+from .attention import check_measure
 from .checks import ArrayLike, as_float, check_count, check_scalar, refuse
+from .matrices import check_matrices, matmul
 from .measures import Empirical
-from .partition import AbstractPartition, Auto, matmul
+from .partition import AbstractPartition, Auto
 
 
 def alignment(mu: Empirical, E: Any) -> Float[Array, ""]:

@@ -23,9 +23,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .checks import check_count
+from .matrices import matmul
 from .measures import Empirical
-
-_HIGHEST = jax.lax.Precision.HIGHEST  # no TF32 or bf16 in logits (accelerators)
 
 
 class AbstractPartition(eqx.Module):
@@ -44,11 +43,6 @@ class AbstractPartition(eqx.Module):
     ) -> tuple[Float[Array, " m"], Float[Array, "m d"]]:
         """L_µ and ∇L_µ at given points u."""
         return self(u, jnp.eye(u.shape[-1], dtype=u.dtype), mu)
-
-
-def matmul(a: Array, b: Array) -> Array:
-    """a @ b without the reduced precision of accelerators."""
-    return jnp.matmul(a, b, precision=_HIGHEST)
 
 
 def _safe_log(w: Array) -> Array:

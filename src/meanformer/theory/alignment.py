@@ -1,8 +1,7 @@
-"""Predictions of the papers as functions of (Q, K, V, β, µ₀). Nothing here calls a vector
-field or a solver, so that comparing a simulation with it is a test.
+"""Alignment, the phase of time O(1): tokens fall onto the dominant space of M = VKᵀQ.
 
-Conventions: B = QᵀK, u = Bᵀx, M = VBᵀ = VKᵀQ; the dominant space E is spanned by the
-generalized eigenspaces of all eigenvalues of M of largest real part."""
+Conventions: B = QᵀK, u = Bᵀx, M = VBᵀ; the dominant space E is spanned by the generalized
+eigenspaces of all eigenvalues of M of largest real part."""
 
 import functools
 import math
@@ -13,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from . import special, sphere
-from .checks import (
+from .. import sphere
+from ..checks import (
     ArrayLike,
     as_float,
     check_count,
@@ -22,11 +21,8 @@ from .checks import (
     check_scalar,
     is_traced,
     refuse,
-    shown,
 )
-from .measures import check_weights, log_wrapped_normal
-
-# ------------------------------------------------------------------ alignment phase
+from ..matrices import check_invertible, check_matrices, key_query_value
 
 
 class DominantSpace(eqx.Module):
@@ -50,21 +46,6 @@ class DominantSpace(eqx.Module):
     def dim(self) -> int:
         """k = dim E."""
         return self.basis.shape[1]
-
-
-def _matrix(Q: ArrayLike, K: ArrayLike, V: ArrayLike) -> tuple[Array, Array]:
-    """B = QᵀK and M = VBᵀ, with shapes checked."""
-    Q, K = check_finite(Q, "Q", (None, None)), check_finite(K, "K", (None, None))
-    if Q.shape != K.shape:
-        raise ValueError(
-            "Arguments `Q` and `K` must have one shape (k, d), but their shapes are "
-            f"{Q.shape} and {K.shape}."
-        )
-    d = sphere.check_dimension(Q.shape[1], "d = Q.shape[1]")
-    V = check_finite(V, "V", (d, d))
-    dtype = jnp.result_type(Q, K, V)
-    B = Q.T.astype(dtype) @ K.astype(dtype)
-    return B, V.astype(dtype) @ B.T
 
 
 def dominant_eigenspace(
@@ -94,7 +75,7 @@ def dominant_eigenspace(
     real part. **Source:** *multiscale*, Prop. 3.4, with all eigenvalues of largest real
     part (a rotation has ±i) where its text has one.
     """
-    _, M = _matrix(Q, K, V)
+    _, M, _ = key_query_value(Q, K, V)
     d = M.shape[0]
     fixed = jax.lax.stop_gradient(M)
     scale = jnp.linalg.norm(fixed)
@@ -191,18 +172,13 @@ def zero_temperature_flow(
     Differentiable in all arguments (twice). Cost O(panels · n d²). **Raises:**
     `ValueError` for singular QᵀK or t < 0. **Source:** *multiscale*, Lemmas A.13, A.15.
     """
-    B, M = _matrix(Q, K, V)
+    Q, K, V = check_matrices(Q, K, V)
+    B, M, _ = key_query_value(*check_invertible(Q, K), V)
     d = M.shape[0]
     x0 = sphere.check_tokens(x0, "x0", d)
     t = check_scalar(t, "t", minimum=0.0).astype(x0.dtype)
     B, M = B.astype(x0.dtype), M.astype(x0.dtype)
     singular = jax.lax.stop_gradient(jnp.linalg.svd(B, compute_uv=False))
-    M = refuse(
-        M,
-        ~(singular[-1] > d * jnp.finfo(B.dtype).eps * singular[0]),
-        "Arguments `Q` and `K` must have QᵀK invertible at zero temperature, but its "
-        "smallest singular value is 0 up to rounding.",
-    )
     tau_end = jax.lax.stop_gradient(t) / singular[-1]
     if panels is None:
         if is_traced(tau_end, M):
@@ -283,166 +259,6 @@ def cluster_contraction_rate(V: ArrayLike, z: ArrayLike) -> Float[Array, ""]:
     z = sphere.check_unit(z, "z")
     V = check_finite(V, "V", (z.shape[0], z.shape[0]))
     return z @ V.astype(z.dtype) @ z
-
-
-# ------------------------------------------------------------------ heat phase
-
-
-def _check_sign(sign: float | int, name: str = "sign") -> float:
-    if sign not in (1, -1):
-        raise ValueError(
-            f"Argument `{name}` must be +1 (V = +I: backward heat, clusters form) or −1 "
-            f"(V = −I: forward heat), but is {sign!r}."
-        )
-    return float(sign)
-
-
-def heat_variance(
-    variance: ArrayLike, t: ArrayLike, beta: ArrayLike, sign: int
-) -> Float[Array, "..."]:
-    """Variance of a heat kernel of S^{d−1} in the limit β → ∞, t/β fixed:
-
-        s(t) = s₀ − sign·2t/β,    sign = +1 for V = I, −1 for V = −I, and QᵀK = I.
-
-    `variance` s₀ is σ₀², twice the heat time. A backward flow ends at its blow-up time
-    t = βs₀/2.
-
-    **Raises:** `ValueError` for a backward time past the blow-up of a component (traced: at
-    run time). **Source:** *multiscale*, Eqs. (6), (7)."""
-    gamma = _check_sign(sign)
-    s0, t = as_float(variance, "variance"), as_float(t, "t")
-    s = s0 - gamma * 2 * t / check_scalar(beta, "beta", minimum=0.0, strict=True)
-    return refuse(
-        s,
-        ~(s > 0),
-        "Argument `t` must lie before the blow-up β·variance/2 of every component of a "
-        "backward heat flow, but does not. See `blow_up_time`.",
-    )
-
-
-def blow_up_time(variance: ArrayLike, beta: ArrayLike) -> Float[Array, "..."]:
-    """t = βσ₀²/2, when a component of variance σ₀² collapses in the backward heat flow
-    (QᵀK = V = I). **Source:** *multiscale*, after Eq. (7), in units of the flow."""
-    beta = check_scalar(beta, "beta", minimum=0.0, strict=True)
-    return beta * as_float(variance, "variance") / 2
-
-
-def closure_variance(
-    variance: ArrayLike, t: ArrayLike, beta: ArrayLike, sign: int
-) -> Float[Array, "..."]:
-    """Variance of a Gaussian cluster of (SA) with QᵀK = I, V = sign·I on a tangent line:
-
-        ṡ = −sign·2s/(1 + βs),    s(t) = W₀(βs₀ e^{βs₀ − 2·sign·t})/β.
-
-    For βs ≫ 1 it is the heat law, for βs ≪ 1 s ∝ e^{∓2t}: there is no blow-up at finite
-    β. W₀ is Lambert's function, evaluated in logs. (Derived: the barycentre of N(0, s)
-    tilted by βx is βs·x/(1 + βs), so that ẋ = −sign·x/(1 + βs).)"""
-    gamma = _check_sign(sign)
-    s0, t = as_float(variance, "variance"), as_float(t, "t")
-    beta = check_scalar(beta, "beta", minimum=0.0, strict=True)
-    s0 = refuse(
-        s0,
-        ~(s0 > 0),
-        f"Argument `variance` must be > 0, but is {shown(s0)}. A cluster of no width has none "
-        "at any time.",
-    )
-    a = beta * s0
-    return special.wright_omega(a + jnp.log(a) - 2 * gamma * t) / beta
-
-
-def wrapped_mixture_density(
-    theta: Float[Array, " g"],
-    means: ArrayLike,
-    variances: ArrayLike,
-    weights: ArrayLike,
-) -> Float[Array, " g"]:
-    """Σⱼ αⱼ N(θ; mⱼ, sⱼ) wrapped on S¹: heat-kernel mixtures, whose exact heat flow only
-    moves the variances (`heat_variance`). **Source:** *multiscale*, Eq. (7)."""
-    return _density(jnp.asarray(theta), *_mixture(means, variances, weights))
-
-
-@jax.jit
-def _density(theta: Array, m: Array, s: Array, a: Array) -> Array:
-    logs = jax.vmap(log_wrapped_normal)(theta[None] - m[:, None], s)
-    return a @ jnp.exp(logs)
-
-
-def wrapped_mixture_mass(
-    edges: Float[Array, " g"],
-    means: ArrayLike,
-    variances: ArrayLike,
-    weights: ArrayLike,
-) -> Float[Array, " g-1"]:
-    """Mass of the wrapped mixture between consecutive angles `edges`: what a histogram
-    counts, without the error of taking the density at mid-bin. For variances up to 10."""
-    return _bin_mass(jnp.asarray(edges), *_mixture(means, variances, weights))
-
-
-@jax.jit
-def _bin_mass(edges: Array, m: Array, s: Array, a: Array) -> Array:
-    turns = 2 * math.pi * jnp.arange(-4, 5, dtype=edges.dtype)
-    z = (edges[None, None] + turns[None, :, None] - m[:, None, None]) / jnp.sqrt(s)[
-        :, None, None
-    ]
-    cdf = jnp.sum(jax.scipy.special.ndtr(z), axis=1)
-    return a @ jnp.diff(cdf, axis=-1)
-
-
-def _mixture(means, variances, weights) -> tuple[Array, Array, Array]:
-    m = check_finite(means, "means", (None,))
-    s = check_finite(variances, "variances", m.shape)
-    s = refuse(
-        s,
-        ~(s > 0),
-        f"Argument `variances` must be > 0, but is {shown(s)}. Use σ², not 0.",
-    )
-    return m, s, check_weights(weights, "weights", m.shape[0])
-
-
-# ------------------------------------------- rotating ring (scenario 1b of multiscale)
-
-
-def height_growth_rate(beta: ArrayLike, variance: ArrayLike) -> Float[Array, "..."]:
-    """1 − 2βσ²: growth rate of the mean height x̄₃ of tokens near the equator in scenario
-    1b (V = I, QᵀK = [[0,1,0],[−1,0,0],[0,0,−2]]), with σ² the variance of the heights.
-
-    A token at height z is drawn to the barycentre of tokens tilted by e^{−2βz·z'}, which
-    lies at x̄₃ − 2βσ²z; the mean obeys x̄₃' = x̄₃(1 − 2βσ²), and σ² shrinks, so that the
-    plane is left once σ² < 1/(2β). (Derived, to leading order in the heights.)"""
-    return 1 - 2 * as_float(beta, "beta") * as_float(variance, "variance")
-
-
-def height_variance(
-    variance: ArrayLike, t: ArrayLike, beta: ArrayLike
-) -> Float[Array, "..."]:
-    """σ²(t) = σ₀²/(1 + 4βσ₀²t), the variance of the heights in scenario 1b after it was
-    σ₀² (derived with `height_growth_rate`: (σ²)' = −4βσ⁴)."""
-    s0 = as_float(variance, "variance")
-    return s0 / (1 + 4 * as_float(beta, "beta") * s0 * as_float(t, "t"))
-
-
-def ring_growth_rate(k: int, beta: ArrayLike) -> Float[Array, "..."]:
-    """k sin(kπ/2) d/dκ(I_k/I_0)(β): growth rate of mode k of a uniform ring that rotates
-    because QᵀK turns by 90° and V = I (scenario 1b on S¹).
-
-    With µ = (1 + ε cos kθ)/2π the speed is A(β) + ε (I_k/I_0)'(β) cos k(θ + π/2), whose
-    divergence is in phase with the mode as sin(kπ/2). Odd k with k ≡ 1 mod 4 grow.
-    (Derived.)"""
-    k = check_count(k, "k")
-    beta = as_float(beta, "beta")
-    slope = jax.grad(lambda b: jnp.sum(special.bessel_quotient(k, b)))(beta)
-    return k * (0, 1, 0, -1)[k % 4] * slope
-
-
-def height_amplification(
-    variance: ArrayLike, t: ArrayLike, beta: ArrayLike
-) -> Float[Array, "..."]:
-    """x̄₃(t)/x̄₃(0) = e^t/√(1 + 4βσ₀²t), the growth of the mean height in scenario 1b when
-    the heights had variance σ₀² at time 0: `height_growth_rate` integrated along
-    `height_variance`. (Derived.)"""
-    t = as_float(t, "t")
-    widening = 4 * as_float(beta, "beta") * as_float(variance, "variance") * t
-    return jnp.exp(t) / jnp.sqrt(1 + widening)
 
 
 def axis_fraction(angle: ArrayLike, t: ArrayLike, gap: ArrayLike) -> Float[Array, "..."]:
