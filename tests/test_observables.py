@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 from hypothesis import given, strategies as st
 
 import meanformer as mf
@@ -102,6 +103,74 @@ def test_alignment_refuses_what_is_not_a_basis():
         observables.alignment(mu, 2 * np.eye(3))
     with pytest.raises(ValueError, match=r"`E` must have shape \(d, k\) with d = 3"):
         observables.alignment(mu, np.eye(2))
+
+
+@given(st.integers(1, 3), st.integers(0, 10**6))
+def test_lyapunov_functional_is_the_mean_power_of_the_tangent_of_the_angle_to_E(k, seed):
+    """E_p^ε = Σ wᵢ (|xᵢ − P xᵢ|/(|P xᵢ| + ε))^p, any basis of E; ε = 0: tan^p of the angle."""
+    rng = np.random.default_rng(seed)
+    x, w = tokens(seed, 12, 4), rng.uniform(0.1, 1, size=12)
+    E = np.linalg.qr(rng.normal(size=(4, k)))[0]
+    P, mu = E @ E.T, mf.Empirical(x, w)
+    p, eps = rng.uniform(0.3, 4), rng.uniform(0, 1)
+    out, ins = np.linalg.norm(x - x @ P, axis=1), np.linalg.norm(x @ P, axis=1)
+    exact = np.sum(w / w.sum() * (out / (ins + eps)) ** p)
+    np.testing.assert_allclose(observables.lyapunov(mu, E, p, eps), exact, rtol=1e-11)
+    angle = np.array([scipy.linalg.subspace_angles(row[:, None], E)[0] for row in x])
+    exact = np.sum(w / w.sum() * np.tan(angle) ** p)
+    np.testing.assert_allclose(observables.lyapunov(mu, E, p), exact, rtol=1e-11)
+
+
+def test_lyapunov_functional_is_0_on_E_and_infinite_across_without_NaN_gradients():
+    """0 on E, ∞ for tokens of positive weight in E^⊥, finite with ε or weight 0."""
+    E = np.eye(3)[:, :2]
+    x = np.array([[1.0, 0, 0], [0.6, 0, 0.8], [0, 0, 1]])
+    for p in (0.5, 1.0, 2.0):
+        on = mf.Empirical(x[:1])
+        np.testing.assert_array_equal(observables.lyapunov(on, E, p), 0)
+        np.testing.assert_array_equal(observables.lyapunov(mf.Empirical(x), E, p), np.inf)
+        light = mf.Empirical(x, [1, 1, 0])
+        np.testing.assert_allclose(observables.lyapunov(light, E, p), 0.5 * (4 / 3) ** p)
+        soft = observables.lyapunov(mf.Empirical(x), E, p, 0.1)
+        np.testing.assert_allclose(soft, ((0.8 / 0.7) ** p + 10**p) / 3)
+
+        def value(x, eps, p=p):
+            return observables.lyapunov(mf.Empirical(x, check=False), E, p, eps)
+
+        for eps in (0.0, 0.1):
+            assert np.isfinite(jax.grad(value)(jnp.asarray(x), eps)).all()
+    # A tilted E^⊥ is met up to rounding only, which counts as met.
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    np.testing.assert_array_equal(
+        observables.lyapunov(mf.Empirical(turn[:, 2:].T), turn[:, :2], 2.0), np.inf
+    )
+
+
+def test_regularised_lyapunov_functional_decreases_along_the_zero_temperature_flow():
+    """dE_p^ε/dt ≤ −p(λ₁−λ₂)/σ_max ∫(|P_E x|/(|P_E x|+ε))(…)^p ≤ 0 for symmetric VKᵀQ, and
+    E_p^ε ↑ E_p as ε ↓ 0."""
+    B = np.diag([1.0, 2.0, 0.7])
+    Q, K, V = np.eye(3), B, np.diag([2.0, 1.0, -1.0]) @ np.linalg.inv(B)
+    x0 = mf.Uniform(3).sample(jax.random.key(2), 8)
+    E, values = np.eye(3)[:, :1], []
+    for t in np.linspace(0, 2, 9):
+        mu = mf.Empirical(mf.theory.zero_temperature_flow(x0, t, Q, K, V))
+        values.append(
+            [observables.lyapunov(mu, E, 1.5, e) for e in (1.0, 0.1, 1e-3, 0.0)]
+        )
+    values = np.array(values)
+    assert np.all(np.diff(values, axis=0) < 0)
+    assert np.all(np.diff(values, axis=1) > 0)
+
+
+def test_lyapunov_functional_refuses_bad_input():
+    mu = mf.Empirical(np.eye(3))
+    with pytest.raises(ValueError, match="`p` must be finite and > 0, but is 0"):
+        observables.lyapunov(mu, np.eye(3)[:, :1], 0.0)
+    with pytest.raises(ValueError, match="`epsilon` must be finite and ≥ 0, but is -1"):
+        observables.lyapunov(mu, np.eye(3)[:, :1], 1.0, -1.0)
+    with pytest.raises(ValueError, match="orthonormal columns"):
+        observables.lyapunov(mu, 2 * np.eye(3), 1.0)
 
 
 @given(st.integers(1, 60), st.integers(0, 10**6))

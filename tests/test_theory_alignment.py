@@ -1,16 +1,23 @@
 """Predictions against independent computations: SciPy's ODE solver, quadrature and Schur
 form, mpmath, and sampling."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 import scipy.integrate
 import scipy.linalg
+import scipy.optimize
 import scipy.stats
 
 import meanformer as mf
-from meanformer import theory
+from helpers import random_rotation
+from meanformer import observables, theory
+from meanformer.theory import alignment
+from meanformer.theory.zero_temperature import zero_temperature_pushforward
 
 I3 = np.eye(3)
 
@@ -123,7 +130,7 @@ def test_closed_form_is_the_zero_temperature_flow(d, t):
     """x = e^{Mτ}x₀/|·| with dt = |Bᵀx|dτ against SciPy's ẋ = P_x Mx/|Bᵀx|, general Q, K, V."""
     rng = np.random.default_rng(d)
     Q, K, V = rng.normal(size=(3, d, d))
-    x0 = np.asarray(mf.Uniform(d).sample(jax.random.key(d), 6))
+    x0 = np.asarray(mf.Uniform(d).sample(jax.random.key(d), 8))
     x = theory.zero_temperature_flow(x0, t, Q, K, V)
     np.testing.assert_allclose(x, reference_flow(x0, t, Q, K, V), atol=1e-10)
 
@@ -143,15 +150,15 @@ def test_closed_form_has_the_right_gradient():
     """∂/∂V, ∂/∂Q, ∂/∂t and the second derivative in t against differences."""
     rng = np.random.default_rng(7)
     Q, K, V, C = rng.normal(size=(4, 3, 3))
-    x0 = mf.Uniform(3).sample(jax.random.key(2), 3)
+    x0 = mf.Uniform(3).sample(jax.random.key(2), 8)
 
+    @jax.jit
     def f(Q, V, t):
-        return jnp.sum(C * theory.zero_temperature_flow(x0, t, Q, K, V, panels=1024))
+        return jnp.sum(C[0] * theory.zero_temperature_flow(x0, t, Q, K, V))
 
     h, E = 1e-5, np.zeros((3, 3))
     E[1, 2] = 1
-    args = (jnp.asarray(Q), jnp.asarray(V), 1.3)
-    gQ, gV, gt = jax.grad(f, argnums=(0, 1, 2))(*args)
+    gQ, gV, gt = jax.jit(jax.grad(f, argnums=(0, 1, 2)))(Q, V, 1.3)
     np.testing.assert_allclose(
         gQ[1, 2], (f(Q + h * E, V, 1.3) - f(Q - h * E, V, 1.3)) / (2 * h), rtol=1e-7
     )
@@ -161,10 +168,10 @@ def test_closed_form_has_the_right_gradient():
     np.testing.assert_allclose(
         gt, (f(Q, V, 1.3 + h) - f(Q, V, 1.3 - h)) / (2 * h), rtol=1e-7
     )
-    slope = jax.grad(f, argnums=2)
-    second = jax.grad(slope, argnums=2)(*args)
-    difference = (slope(Q, V, 1.3 + h) - slope(Q, V, 1.3 - h)) / (2 * h)
-    np.testing.assert_allclose(second, difference, rtol=1e-6)
+    second = jax.jit(jax.hessian(f, argnums=2))(Q, V, 1.3)
+    h = 1e-3  # error h²f⁗/12 and rounding 4·eps·f/h²
+    bend = (f(Q, V, 1.3 + h) - 2 * f(Q, V, 1.3) + f(Q, V, 1.3 - h)) / h**2
+    np.testing.assert_allclose(second, bend, rtol=1e-4)
 
 
 def test_projection_on_E_is_conserved_for_symmetric_M_and_is_the_limit():
@@ -173,7 +180,7 @@ def test_projection_on_E_is_conserved_for_symmetric_M_and_is_the_limit():
     R = np.linalg.qr(rng.normal(size=(4, 4)))[0]
     Q, K, V = from_M(R @ np.diag([1.5, 1.5, 0.2, -1]) @ R.T)
     space = theory.dominant_eigenspace(Q, K, V)
-    x0 = mf.Uniform(4).sample(jax.random.key(4), 50)
+    x0 = mf.Uniform(4).sample(jax.random.key(4), 64)
     limit = theory.project_to_dominant(x0, space)
     for t in (0.5, 3.0):
         x = theory.zero_temperature_flow(x0, t, Q, K, V)
@@ -192,7 +199,7 @@ def test_projection_on_E_is_not_conserved_for_general_M():
     M = np.array([[1.0, 2, 0], [0, 1, 0.5], [0, 0, 0.2]])
     Q, K, V = from_M(M)
     space = theory.dominant_eigenspace(Q, K, V)
-    x0 = mf.Uniform(3).sample(jax.random.key(4), 20)
+    x0 = mf.Uniform(3).sample(jax.random.key(4), 8)
     moved = theory.zero_temperature_flow(x0, 1.0, Q, K, V)
     shift = theory.project_to_dominant(moved, space) - theory.project_to_dominant(
         x0, space
@@ -208,6 +215,465 @@ def test_zero_temperature_refuses_singular_and_backward():
     space = theory.dominant_eigenspace(*from_M(np.diag([1.0, 0, 0])))
     with pytest.raises(ValueError, match="orthogonal to it"):
         theory.project_to_dominant([[0.0, 1, 0]], space)
+
+
+def test_non_symmetric_M_with_real_spectrum_may_end_at_the_pole_opposite_to_the_projection():
+    """x(t) → P x/|P x| with the spectral projector P, by the sign of the left eigenvector;
+    π_E(x) has the sign of the right one, and lies opposite for some tokens (E26)."""
+    Q, K, V = from_M([[1.0, 3.0], [0.0, 0.0]])  # E = span e₁, left eigenvector (1, 3)
+    space = theory.dominant_eigenspace(Q, K, V)
+    x0 = mf.Uniform(2).nodes(8).points
+    end = theory.zero_temperature_flow(x0, 40.0, Q, K, V)
+    limit = mf.sphere.normalise(x0 @ space.spectral.T)
+    np.testing.assert_allclose(end, limit, atol=1e-12)
+    opposite = jnp.sum(end * theory.project_to_dominant(x0, space), 1) < -0.999
+    assert opposite.any()
+    assert not opposite.all()
+
+
+def test_too_few_panels_are_refused():
+    """A rotation needs panels in proportion to time; half a turn too few is an error."""
+    J = np.array([[0.0, -1], [1, 0]])
+    B = np.diag([1.0, 0.5])
+    x0 = np.eye(2)
+    with pytest.raises(ValueError, match=r"`panels` must be large enough.*8 panels"):
+        theory.zero_temperature_flow(
+            x0, 100.0, B, np.eye(2), J @ np.linalg.inv(B), panels=8
+        )
+
+
+# ------------------------------------------------------------------ the push-forward
+
+
+def mild_matrices(seed, d):
+    """General Q, K, V that do not squeeze the sphere too hard."""
+    return np.eye(d) + 0.3 * np.random.default_rng(seed).normal(size=(3, d, d))
+
+
+def test_pushforward_has_the_density_of_the_change_of_variables():
+    """ρ_t(x) = ρ₀(y)|det DΦ_{−t}(x)| on tangent spaces, with the Jacobian by autodiff of
+    the flow."""
+    Q, K, V = mild_matrices(11, 3)
+    law = mf.VonMisesFisher([0.0, 0.6, 0.8], 2.0)
+    moved = zero_temperature_pushforward(law, 0.8, Q, K, V)
+    x = mf.Uniform(3).sample(jax.random.key(3), 8)
+
+    @jax.jit
+    def reference(x):
+        def back(x):
+            return theory.zero_temperature_flow(x[None], 0.8, Q, K, -V)[0]
+
+        y = back(x)
+        frame, after = (jnp.linalg.svd(p[None])[2][1:] for p in (x, y))
+        J = after @ jax.jacfwd(lambda v: back(mf.sphere.exp(x, v @ frame)))(jnp.zeros(2))
+        return law.density(y) * jnp.abs(jnp.linalg.det(J))
+
+    exact = jnp.stack([reference(row) for row in x])
+    np.testing.assert_allclose(moved.density(x), exact, rtol=1e-10)
+    np.testing.assert_allclose(moved.log_density(x), np.log(exact), atol=1e-10)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_pushforward_density_has_mass_one_and_the_moments_of_moved_tokens(d):
+    """∫ρ_t = 1 and ∫f ρ_t = ∫f(Φ_t)dµ₀ for f = x and (x⊗x); to the error 1e-8 of
+    the product rule on either side (1e-12 with twice the points per axis)."""
+    Q, K, V = mild_matrices(d, d)
+    law = mf.VonMisesFisher(np.eye(d)[0], 1.5)
+    moved = zero_temperature_pushforward(law, 0.3, Q, K, V)
+    n = 400 if d == 2 else 40_000
+    grid = mf.Uniform(d).nodes(n)
+    density = moved.density(grid.points) * mf.sphere.area(d) * grid.weights
+    start = grid.points  # the same rule for ∫ f(Φ_t) ρ₀: no law's own nodes
+    end = theory.zero_temperature_flow(start, 0.3, Q, K, V)
+    mass = law.density(start) * mf.sphere.area(d) * grid.weights
+    np.testing.assert_allclose(density.sum(), 1, atol=1e-7)
+    np.testing.assert_allclose(density @ grid.points, mass @ end, atol=1e-7)
+    np.testing.assert_allclose(
+        (density[:, None] * grid.points).T @ grid.points,
+        (mass[:, None] * end).T @ end,
+        atol=1e-7,
+    )
+    nodes = moved.nodes(n)  # mid-quantiles: second order
+    np.testing.assert_allclose(nodes.mean(nodes.points), mass @ end, atol=2e-3)
+
+
+def test_pushforward_of_tokens_moves_points_and_keeps_weights():
+    Q, K, V = from_M(np.diag([-1.0, 1, 2]))
+    law = mf.Uniform(3)
+    moved = zero_temperature_pushforward(law, 0.5, Q, K, V)
+    x = law.sample(jax.random.key(0), 8)
+    end = theory.zero_temperature_flow(x, 0.5, Q, K, V)
+    np.testing.assert_array_equal(moved.sample(jax.random.key(0), 8), end)
+    mu = mf.Empirical(x, np.arange(8.0))
+    after = zero_temperature_pushforward(mu, 0.5, Q, K, V)
+    np.testing.assert_array_equal(after.points, end)
+    np.testing.assert_array_equal(after.weights, mu.weights)
+    with pytest.raises(ValueError, match="`mu` must be a law or an `Empirical`"):
+        zero_temperature_pushforward(x, 0.5, Q, K, V)
+    with pytest.raises(ValueError, match=r"`mu` must be a law on S\^\(d−1\) with d = 3"):
+        zero_temperature_pushforward(mf.Uniform(2), 0.5, Q, K, V)
+
+
+# ------------------------------------------------------------------ rates and times
+
+
+def angle_to(projector, x):
+    x, P = np.asarray(x), np.asarray(projector)
+    return np.arctan2(
+        np.linalg.norm(x - x @ P.T, axis=-1), np.linalg.norm(x @ P.T, axis=-1)
+    )
+
+
+def test_gap_is_differentiable():
+    """d gap/dV by perturbation theory against central differences, non-symmetric M."""
+    rng = np.random.default_rng(2)
+    Q, K, V, H = rng.normal(size=(4, 4, 4))
+    dim = theory.dominant_eigenspace(Q, K, V).dim
+
+    def gap(s):
+        return theory.dominant_eigenspace(Q, K, V + s * H, dim=dim).gap
+
+    h = 1e-5
+    difference = (gap(h) - gap(-h)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(gap)(0.0), difference, rtol=1e-7)
+
+
+@pytest.mark.parametrize("turning", [False, True])
+def test_angle_to_E_decays_at_a_rate_between_the_two(turning):
+    """−d log tan angle(x, E)/dt → gap/|Bᵀz|: between slowest and fastest for all tokens,
+    also where z turns in E; both are reached at eigenvectors of BBᵀ on E."""
+    rng = np.random.default_rng(4)
+    block = [[1.0, -2], [2, 1]] if turning else np.eye(2)
+    M = scipy.linalg.block_diag(block, [[0.3]])
+    S = np.eye(3) + 0.3 * rng.normal(size=(3, 3))
+    B = np.diag([1.0, 2.0, 1.5])
+    M = M if not turning else S @ M @ np.linalg.inv(S)
+    Q, K, V = np.eye(3), B, M @ np.linalg.inv(B.T)
+    rates = alignment.alignment_rates(Q, K, V)
+    space = theory.dominant_eigenspace(Q, K, V)
+    x0 = mf.Uniform(3).nodes(64).points
+    times = [[float(a) for a in (6.0, 16.0)]]
+    early, late = (
+        np.log(
+            np.tan(
+                angle_to(space.projector, theory.zero_temperature_flow(x0, t, Q, K, V))
+            )
+        )
+        for t in times[0]
+    )
+    measured = (early - late) / 10
+    assert np.all(measured > rates.slowest * (1 - 1e-3))
+    assert np.all(measured < rates.fastest * (1 + 1e-3))
+    if not turning:
+        np.testing.assert_allclose(
+            [rates.slowest, rates.fastest], [0.35, 0.7], rtol=1e-12
+        )
+        z = np.array([[1.0, 0, 1e-3], [0, 1.0, 1e-3]])  # tan angle is 1e-3
+        slow = alignment.alignment_time(
+            mf.sphere.normalise(jnp.asarray(z)), 1e-6, Q, K, V
+        )
+        np.testing.assert_allclose(
+            slow, np.log(1e3) / np.array([rates.fastest, rates.slowest]), rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_alignment_time_is_the_first_time_within_the_angle(seed):
+    """On SciPy's solution of ẋ = P_x Mx/|Bᵀx| the angle to E is first equal to the given
+    one at that time, for general Q, K, V (of E and F not orthogonal)."""
+    rng = np.random.default_rng(seed)
+    Q, K, V = rng.normal(size=(3, 3, 3))
+    space = theory.dominant_eigenspace(Q, K, V)
+    if space.dim == 3:
+        pytest.fail("choose another seed")
+    x0 = np.asarray(mf.Uniform(3).sample(jax.random.key(seed), 8))
+    for level in (0.4, 1e-3):
+        times = np.asarray(alignment.alignment_time(x0, level, Q, K, V))
+        for x, t in zip(x0, times):
+            if t == 0:
+                assert angle_to(space.projector, x) <= level
+                continue
+            end = reference_flow(x[None], t, Q, K, V)
+            np.testing.assert_allclose(angle_to(space.projector, end), level, rtol=1e-7)
+        before = times.min() * 0.98
+        if before > 0:
+            x = reference_flow(x0, before, Q, K, V)
+            assert np.all(angle_to(space.projector, x) > level)
+
+
+def test_alignment_time_for_orthogonal_B_and_one_gap_is_a_logarithm():
+    """M = diag(1, −1, −1), B = I: tan angle = e^{−2t} tan angle₀, from angle π/2 − 1e-8 down
+    to 1e-12, in float64 and (to 1e-5) in float32."""
+    Q, K, V = from_M(np.diag([1.0, -1, -1]))
+    start = np.array([math.pi / 2 - 1e-8, 1.5, 1.0, 0.5])
+    x0 = np.stack([np.cos(start), np.sin(start), 0 * start], 1)
+    for level in (1.4, 0.1, 1e-4, 1e-12):
+        exact = np.maximum(np.log(np.tan(start) / np.tan(level)) / 2, 0)
+        times = alignment.alignment_time(x0, level, Q, K, V)
+        np.testing.assert_allclose(times, exact, rtol=1e-9, atol=1e-12)
+    small = [np.asarray(a, np.float32) for a in (x0[1:], Q, K, V)]
+    times = alignment.alignment_time(small[0], np.float32(1e-4), *small[1:])
+    assert times.dtype == np.float32
+    exact = np.log(np.tan(start[1:]) / np.tan(1e-4)) / 2
+    np.testing.assert_allclose(times, exact, rtol=1e-5)
+
+
+def test_tokens_on_E_need_no_time_and_those_without_part_in_it_never_come():
+    """0 and ∞, with derivatives 0 and no NaN beside them."""
+    Q, K, V = from_M(np.diag([2.0, 1, -1]))
+    x0 = jnp.asarray([[1.0, 0, 0], [0, 1, 0], [0, 0.6, 0.8], [0.6, 0.8, 0]])
+
+    def total(x0, V):
+        t = alignment.alignment_time(x0, 0.1, Q, K, V, dim=1)
+        return jnp.sum(jnp.where(jnp.isfinite(t), t, 0)), t
+
+    (gx, gV), t = jax.grad(total, argnums=(0, 1), has_aux=True)(x0, jnp.asarray(V))
+    np.testing.assert_array_equal(t[:3], [0, np.inf, np.inf])
+    np.testing.assert_allclose(t[3], np.log(0.8 / 0.6 / np.tan(0.1)), rtol=1e-12)
+    np.testing.assert_array_equal(gx[:3], 0)
+    np.testing.assert_allclose(
+        gx[3] @ np.array([0.8, -0.6, 0]), -1 / (0.6 * 0.8), rtol=1e-10
+    )
+    assert np.isfinite(gV).all()
+    np.testing.assert_array_equal(alignment.alignment_time(x0, 0.1, *from_M(2 * I3)), 0)
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_alignment_time_has_the_derivatives_of_the_implicit_function(moving):
+    """In x₀ (along the sphere), the angle and V; E moves with V or is held, against times
+    found by bisection on the flow."""
+    rng = np.random.default_rng(1)
+    Q, K, V, H = rng.normal(size=(4, 3, 3))
+    x0 = mf.Uniform(3).sample(jax.random.key(5), 8)
+    space = theory.dominant_eigenspace(Q, K, V)
+    side = mf.sphere.project(x0, jnp.asarray(rng.normal(size=(8, 3))))
+
+    def times(a, b, c):
+        x = mf.sphere.normalise(x0 + a * side)
+        return alignment.alignment_time(
+            x, 0.05 + b, Q, K, V + c * H, moving=moving, dim=space.dim
+        )
+
+    slopes = jax.jit(jax.jacfwd(times, argnums=(0, 1, 2)))(0.0, 0.0, 0.0)
+
+    def found(a, b, c, i):
+        held = space if not moving else theory.dominant_eigenspace(Q, K, V + c * H)
+        x = np.asarray(mf.sphere.normalise(x0 + a * side))
+
+        def excess(t):
+            end = theory.zero_temperature_flow(x, t, Q, K, V + c * H)
+            return angle_to(held.projector, end)[i] - 0.05 - b
+
+        guess = float(start[i])
+        return scipy.optimize.brentq(excess, guess - 0.01, guess + 0.01, xtol=1e-13)
+
+    start = times(0.0, 0.0, 0.0)
+    h = 1e-4
+    for which, slope in enumerate(slopes):
+        for i in (0, 3):
+            assert start[i] > 0
+            ends = [found(*(s * h * np.eye(3)[which]), i) for s in (1, -1)]
+            exact = (ends[0] - ends[1]) / (2 * h)
+            np.testing.assert_allclose(slope[i], exact, rtol=1e-5, atol=1e-6)
+    back = jax.grad(lambda c: jnp.sum(times(0.0, 0.0, c)))(0.0)
+    np.testing.assert_allclose(back, jnp.sum(slopes[2]), rtol=1e-9)
+
+
+def test_quantiles_of_uniform_tokens_invert_the_share_near_the_axis():
+    """`axis_fraction` at the p-quantile is p, to the error n^{−1/2} of shares of nodes."""
+    Q, K, V = from_M(np.diag([-1.0, 1, 2]))
+    p = np.array([0.1, 0.5, 0.9, 0.967])
+    t = alignment.alignment_quantiles(mf.Uniform(3), 0.01, Q, K, V, p)
+    np.testing.assert_allclose(theory.axis_fraction(0.01, t, 1.0), p, atol=1e-2)
+
+    def median(second):
+        V = jnp.diag(jnp.stack([-1.0, second, 2.0]))
+        return alignment.alignment_quantiles(mf.Uniform(3), 0.01, Q, K, V, [0.5], dim=1)[
+            0
+        ]
+
+    # t = log(tan(πp/2)/tan a)/gap, so dt/dλ₂ = t/gap.
+    np.testing.assert_allclose(jax.grad(median)(1.0), t[1], rtol=2e-2)
+
+
+def test_quantiles_of_tokens_are_those_of_their_weighted_times():
+    """inf{t: µ(T ≤ t) ≥ p} by counting; ∞ if too few align; weight 0 does not count."""
+    Q, K, V = from_M(np.diag([2.0, 1, -1]))
+    rng = np.random.default_rng(0)
+    x0 = np.array(mf.Uniform(3).sample(jax.random.key(6), 64))
+    x0[:4] = [0, 1, 0]
+    w = rng.uniform(size=64)
+    w[10:20] = 0
+    w /= w.sum()
+    T = np.asarray(alignment.alignment_time(x0, 0.1, Q, K, V))
+    p = np.array([0.0, 0.2, 0.5, 1 - w[:4].sum(), 1.0])
+    t = alignment.alignment_quantiles(mf.Empirical(x0, w), 0.1, Q, K, V, p)
+    exact = [min(s for s in T[w > 0] if w[s >= T].sum() >= q - 1e-12) for q in p]
+    np.testing.assert_array_equal(t, exact)
+    assert np.isinf(t[4])
+    assert np.isfinite(t[3])
+    with pytest.raises(ValueError, match=r"`probabilities` must lie in \[0, 1\]"):
+        alignment.alignment_quantiles(mf.Uniform(3), 0.1, Q, K, V, [1.5])
+    with pytest.raises(ValueError, match="`mu` must be a law or an `Empirical`"):
+        alignment.alignment_quantiles(x0, 0.1, Q, K, V, [0.5])
+    with pytest.raises(ValueError, match="`angle` must be below π/2"):
+        alignment.alignment_time(x0, 1.6, Q, K, V)
+    with pytest.raises(ValueError, match="`angle` must be finite and > 0, but is 0"):
+        alignment.alignment_time(x0, 0.0, Q, K, V)
+
+
+# ------------------------------------------------------------------ the functional E_p
+
+
+def symmetric_case(seed, d, spectrum, orthogonal=False):
+    """Q, K, V with VKᵀQ symmetric of the given spectrum and QᵀK general or orthogonal."""
+    rng = np.random.default_rng(seed)
+    R = random_rotation(rng, d)
+    M = R @ np.diag(spectrum) @ R.T
+    Q, K = (
+        random_rotation(rng, d) if orthogonal else rng.normal(size=(d, d)) for _ in "QK"
+    )
+    V = M @ np.linalg.inv(K.T @ Q)
+    return Q, K, V
+
+
+@pytest.mark.parametrize("d", [3, 4, 5, 6])
+def test_lemma_7_and_proposition_8_hold_along_the_flow(d):
+    """W₂(ρ_t, π_E#ρ₀)² ≤ ∫|x − π_E x|²dρ_t ≤ E₂(ρ_t) ≤ E₂(ρ₀)e^{−2(λ₁−λ₂)t/σ_max(B)}, for
+    p = 1 and 3 alike, along random flows with symmetric M, tokens as they are."""
+    x0 = mf.Uniform(d).sample(jax.random.key(d), 64)
+    for seed in range(3):
+        spectrum = np.sort(np.random.default_rng(seed).normal(size=d))[::-1].copy()
+        spectrum[1] = spectrum[0]  # m = 2
+        Q, K, V = symmetric_case(seed, d, spectrum)
+        space = theory.dominant_eigenspace(Q, K, V)
+        assert space.dim == 2
+        for t in (0.0, 0.5, 2.0):
+            mu = mf.Empirical(theory.zero_temperature_flow(x0, t, Q, K, V))
+            gap = mu.points - theory.project_to_dominant(mu.points, space)
+            cost = float(mu.mean(jnp.sum(gap**2, -1)))  # ≥ W₂²
+            for p in (1.0, 2.0, 3.0):
+                value = observables.lyapunov(mu, space, p)
+                start = observables.lyapunov(mf.Empirical(x0), space, p)
+                assert cost <= alignment.wasserstein_from_lyapunov(value, p) ** 2 * (
+                    1 + 1e-12
+                )
+                decay = alignment.lyapunov_decay(t, p, Q, K, V)
+                assert value <= start * decay * (1 + 1e-9)
+
+
+def test_proposition_8_and_lemma_7_are_sharp_in_a_simulation():
+    """(mf.solve, B orthogonal.) Prop. 8 is an equality for two eigenvalues, and its slack at
+    t = 4 is below 10 for three; that of W₂² ≤ ∫|x − π_E x|² ≤ E₂ is below 10 for m = 2."""
+    x0 = mf.Uniform(3).sample(jax.random.key(1), 64)
+    ts = np.linspace(0, 4, 5)
+    for spectrum, most in (([2.0, 2, 1], 1.0), ([2.0, 1, 0.5], 10.0)):
+        Q, K, V = symmetric_case(5, 3, spectrum, orthogonal=True)
+        space = theory.dominant_eigenspace(Q, K, V)
+        field = mf.ZeroTemperature(Q, K, V)
+        run = mf.solve(field, x0, ts, rtol=1e-10, atol=1e-10)
+        tokens = [mf.Empirical(x) for x in run.xs]
+        values = np.array([observables.lyapunov(mu, space, 2.0) for mu in tokens])
+        slack = values[0] * alignment.lyapunov_decay(ts, 2.0, Q, K, V) / values
+        assert np.all(slack >= 1 - 1e-6)
+        assert slack[-1] <= most * (1 + 1e-6)
+        end = [theory.project_to_dominant(mu.points, space) for mu in tokens]
+        cost = [jnp.mean(jnp.sum((mu.points - y) ** 2, -1)) for mu, y in zip(tokens, end)]
+        lemma = values / np.array(cost)
+        assert np.all(lemma >= 1)
+        if space.dim == 2:
+            assert lemma[-1] < 10
+
+
+def test_lyapunov_decay_checks_its_hypotheses():
+    Q, K, V = from_M([[1.0, 2], [0, 0]])
+    with pytest.raises(ValueError, match=r"VKᵀQ symmetric.*defect ‖M − Mᵀ‖/‖M‖ is 1\.26"):
+        alignment.lyapunov_decay(1.0, 2.0, Q, K, V)
+    eye = np.eye(2)
+    np.testing.assert_array_equal(
+        alignment.lyapunov_decay([0.0, 1.0], 2.0, eye, eye, 3 * eye), [1, 0]
+    )
+    with pytest.raises(ValueError, match="QᵀK invertible"):
+        alignment.lyapunov_decay(1.0, 2.0, np.diag([1.0, 0]), eye, eye)
+    with pytest.raises(ValueError, match="`t` must be ≥ 0"):
+        alignment.lyapunov_decay(-1.0, 2.0, eye, eye, np.diag([2.0, 1]))
+    with pytest.raises(ValueError, match="`p` must be > 0"):
+        alignment.lyapunov_decay(1.0, 0.0, eye, eye, np.diag([2.0, 1]))
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 1.7, 2.0, 2.5, 4.0])
+def test_wasserstein_bound_is_the_best_that_E_p_allows(p):
+    """The largest ∫|x − π_E x|² over two atoms at angles φ with ∫tan^p φ = E_p, by search over
+    a grid of angles, reaches the bound and does not exceed it."""
+    values = np.array([1e-3, 0.1, 0.7, 3.0, 50.0])
+    bound = np.asarray(alignment.wasserstein_from_lyapunov(values, p)) ** 2
+    phi = np.geomspace(1e-4, np.pi / 4, 800)
+    phi = np.concatenate([[0], phi, np.pi / 2 - phi[-2::-1]])
+    s, cost = np.tan(phi) ** p, 2 - 2 * np.cos(phi)
+    for value, limit in zip(values, bound):
+        low, high = s[:, None], s[None]
+        low, high = low[low[:, 0] <= value], high[:, high[0] > value]
+        a = (value - low) / (high - low)  # weight of the larger atom
+        mixed = (1 - a) * cost[: len(low), None] + a * cost[None, -high.shape[1] :]
+        assert limit * (1 - 1e-4) <= np.max(mixed) <= limit * (1 + 1e-12)
+
+
+def test_wasserstein_bound_is_attained_by_a_point_mass_and_never_exceeds_the_diameter():
+    """p ≥ 2: W₂ = |x − π_E x| = 2 sin(φ/2) for one token; √2 at E_p = ∞; 0 at 0."""
+    phi = np.geomspace(1e-7, 1.5, 9)
+    for p in (2.0, 3.0):
+        got = alignment.wasserstein_from_lyapunov(np.tan(phi) ** p, p)
+        np.testing.assert_allclose(got, 2 * np.sin(phi / 2), rtol=1e-13)
+    ends = alignment.wasserstein_from_lyapunov([0, np.inf], 1.0)
+    np.testing.assert_allclose(ends, [0, np.sqrt(2)])
+    for p in (0.5, 2.0, 3.0):
+        assert np.isfinite(jax.grad(alignment.wasserstein_from_lyapunov)(0.0, p))
+
+
+def test_uniform_law_has_the_moments_of_a_ratio_of_chi_squares():
+    """E_p = ∫tan^p φ cos^{m−1}φ sin^{d−m−1}φ dφ/∫(p = 0), by mpmath, with derivative in p;
+    ∞ from p = m on; 0 for m = d."""
+    for d, m in [(2, 1), (3, 1), (3, 2), (5, 3), (8, 1), (32, 16), (64, 63)]:
+        p = np.array([0.1, 0.5, 0.9]) * min(m, 4)
+
+        def integral(p, d=d, m=m):
+            # r = tan φ up to 1, and 1/r beyond; r^{q−1}dr = dv/q for v = r^q.
+            def f(v, q):
+                return (1 + v ** (2 / q)) ** (-mpmath.mpf(d) / 2) / q
+
+            return sum(
+                mpmath.quad(lambda v, q=q: f(v, q), [0, 1]) for q in (d - m + p, m - p)
+            )
+
+        with mpmath.workdps(25):
+            zero = integral(mpmath.mpf(0))
+            exact = [integral(mpmath.mpf(q)) / zero for q in p]
+            h = mpmath.mpf("1e-8")
+            slope = (integral(p[1] + h) - integral(p[1] - h)) / (2 * h) / zero
+        got = alignment.lyapunov_moment(d, m, p)
+        np.testing.assert_allclose(got, np.array(exact, float), rtol=1e-12)
+        derivative = jax.grad(lambda q, d=d, m=m: alignment.lyapunov_moment(d, m, q))(
+            p[1]
+        )
+        np.testing.assert_allclose(derivative, float(slope), rtol=1e-10)
+    np.testing.assert_array_equal(alignment.lyapunov_moment(4, 2, [2.0, 3.0]), np.inf)
+    assert jax.grad(lambda q: alignment.lyapunov_moment(4, 2, q))(3.0) == 0
+    np.testing.assert_array_equal(alignment.lyapunov_moment(4, 4, [2.0, 9.0]), 0)
+    with pytest.raises(ValueError, match="`m` must be at most d = 3, but is 4"):
+        alignment.lyapunov_moment(3, 4, 1.0)
+
+
+def test_moment_of_sampled_uniform_tokens_diverges_from_p_equal_to_dim_E_on():
+    """p < m: samples agree; p = m: the mean of n tokens keeps growing, like log n (C16)."""
+    mu = mf.Empirical(mf.Uniform(4).sample(jax.random.key(0), 400_000))
+    E = np.eye(4)[:, :2]
+    low = observables.lyapunov(mu, E, 0.8)
+    np.testing.assert_allclose(low, alignment.lyapunov_moment(4, 2, 0.8), rtol=1e-2)
+    # P(|P_E x|² < s) = s for d = 4, m = 2: E₂ restricted to |P_E x|² > s is log(1/s) − 1 + s.
+    inside = jnp.sum(mu.points[:, :2] ** 2, 1)
+    for s in (1e-1, 1e-2, 1e-3):
+        cut = jnp.mean(jnp.where(inside > s, (1 - inside) / inside, 0))
+        np.testing.assert_allclose(cut, np.log(1 / s) - 1 + s, rtol=5e-2)
 
 
 def test_share_near_the_axis_is_that_of_uniform_samples():

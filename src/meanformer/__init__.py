@@ -3,6 +3,7 @@
 import importlib
 
 from . import sphere as sphere
+from . import harmonics as harmonics
 from . import special as special
 from .measures import AzimuthElevation as AzimuthElevation
 from .measures import Empirical as Empirical

@@ -84,6 +84,16 @@ def check_scalar(
     return refuse(array, ~good, message)
 
 
+def check_entries(value: Array, good: Any, name: str, rule: str, cure: str) -> Array:
+    """`value`, or an error about its first entry that is not `good`."""
+    bad = ~good
+    found = "some entry is not"
+    if not is_traced(bad) and bool(bad.any()):
+        worst = np.broadcast_to(np.asarray(value), bad.shape)[np.asarray(bad)][0]
+        found = f"is {float(worst):.9g}"
+    return refuse(value, bad, f"Argument `{name}` must {rule}, but {found}. {cure}")
+
+
 def check_count(value: Any, name: str, minimum: int = 1) -> int:
     """`value` as an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

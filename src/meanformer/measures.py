@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from scipy.special import roots_jacobi
 
-from . import special, sphere
+from . import harmonics, special, sphere
 from .checks import (
     ArrayLike,
     as_float,
@@ -177,13 +177,13 @@ class Uniform(AbstractLaw):
 
     def nodes(self, n: int) -> Empirical:
         n = check_count(n, "n")
-        points, weights = _uniform_nodes(self.dim, n)
+        points, weights = uniform_nodes(self.dim, n)
         return Empirical(
             jnp.asarray(points, self.dtype), jnp.asarray(weights, self.dtype)
         )
 
 
-def _uniform_nodes(d: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+def uniform_nodes(d: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Product rule on S^{d−1}, for every d ≥ 1 (S⁰ = {−1, 1})."""
     if d == 1:
         return np.array([[1.0], [-1.0]]), np.full(2, 0.5)
@@ -192,7 +192,7 @@ def _uniform_nodes(d: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         return np.stack([np.cos(theta), np.sin(theta)], -1), np.full(n, 1 / n)
     m = max(1, round((n / 2) ** (1 / (d - 1))))
     q, w = roots_jacobi(m, (d - 3) / 2, (d - 3) / 2)
-    rest, v = _uniform_nodes(d - 1, max(1, round(n / m)))
+    rest, v = uniform_nodes(d - 1, max(1, round(n / m)))
     points = np.concatenate(
         [
             np.sqrt(1 - q**2)[:, None, None] * rest[None],
@@ -235,11 +235,11 @@ class AbstractZonalLaw(AbstractLaw):
         d = self.d
         # Keep the direction rule coarse: it is exact for low degrees already.
         around = 2 if d == 2 else max(2 * (d - 1), round(n ** ((d - 2) / (d - 1))))
-        directions, v = _uniform_nodes(d - 1, around)
+        directions, v = uniform_nodes(d - 1, around)
         m = max(1, round(n / len(directions)))
         p = (np.arange(m) + 0.5) / m
         angle = self.angle_quantile(jnp.asarray(p, self.mean.dtype))
-        basis = _complement_basis(self.mean)  # (d−1, d), orthonormal to the mean
+        basis = sphere.complement_basis(self.mean)  # (d−1, d), orthonormal to the mean
         tangent = jnp.asarray(directions, self.mean.dtype) @ basis
         points = sphere.exp(self.mean, angle[:, None, None] * tangent[None])
         weights = np.broadcast_to(v / m, (m, len(v))).ravel()
@@ -248,14 +248,6 @@ class AbstractZonalLaw(AbstractLaw):
             jnp.asarray(weights, self.mean.dtype),
             check=False,
         )
-
-
-def _complement_basis(m: Float[Array, " d"]) -> Float[Array, "e d"]:
-    """Orthonormal rows that span the complement of the unit vector `m`."""
-    q, _ = jnp.linalg.qr(
-        jnp.concatenate([m[:, None], jnp.eye(m.shape[0], dtype=m.dtype)], 1)
-    )
-    return q[:, 1:].T
 
 
 _PANELS = 4096
@@ -493,11 +485,11 @@ class HeatKernel(AbstractZonalLaw):
         d, s = self.d, self.s
         l = np.arange(self.degrees)
         # Numbers of harmonics overflow float32 where e^{−l²s} underflows: add logarithms.
-        log_dims = np.log(special.harmonic_dimension(d, self.degrees) / sphere.area(d))
+        log_dims = np.log(harmonics.harmonic_dimension(d, self.degrees) / sphere.area(d))
         exponent = (
             jnp.asarray(log_dims, q.dtype) - jnp.asarray(l * (l + d - 2), q.dtype) * s
         )
-        return special.gegenbauer_sum(d, jnp.exp(exponent), q)
+        return harmonics.gegenbauer_sum(d, jnp.exp(exponent), q)
 
 
 # --------------------------------------------------------------- composed laws

@@ -52,6 +52,14 @@ def log(x: Float[Array, "... d"], y: Float[Array, "... d"]) -> Float[Array, "...
     return scale[..., None] * v
 
 
+def complement_basis(m: Float[Array, " d"]) -> Float[Array, "e d"]:
+    """Orthonormal rows that span the complement of the unit vector `m`."""
+    q, _ = jnp.linalg.qr(
+        jnp.concatenate([m[:, None], jnp.eye(m.shape[0], dtype=m.dtype)], 1)
+    )
+    return q[:, 1:].T
+
+
 def area(d: int) -> float:
     """|S^{d−1}| = 2 π^{d/2} / Γ(d/2): 2π for d = 2, 4π for d = 3."""
     return 2 * math.exp(d / 2 * math.log(math.pi) - math.lgamma(d / 2))

@@ -332,7 +332,7 @@ def fig1b(settings: Settings) -> Report:
             float(control_rms[end]),
             math.sqrt(ring_variance),
             0.2 * math.sqrt(ring_variance),
-            "σ²(t) = σ₀²/(1 + 4βσ₀²t) from t = 4",
+            "(σ²)' = −4βσ⁴/(1 + βσ²) from t = 4",
             math.sqrt(ring_variance) - math.exp(-4) * math.sqrt(control_variance),
             "zero temperature, e^{−2t}",
         ),
@@ -352,7 +352,7 @@ def fig1b(settings: Settings) -> Report:
             growth / predicted,
             1.0,
             0.2,
-            "x̄₃' = (1 − 2βσ²)x̄₃ along (σ²)' = −4βσ⁴, leading order in the heights",
+            "x̄₃' = x̄₃(1 − 2βσ²)/(1 + βσ²), (σ²)' = −4βσ⁴/(1 + βσ²)",
             1.0,
             "a plane that is not left",
         ),
@@ -421,7 +421,7 @@ def fig1b(settings: Settings) -> Report:
                         * np.asarray(
                             theory.height_amplification(variance, t_law - t_law[0], beta)
                         ),
-                        "law (1 − 2βσ²)",
+                        "law of the mean height",
                         "theory",
                     ),
                     Curve(
@@ -433,7 +433,7 @@ def fig1b(settings: Settings) -> Report:
                                 )
                             )
                         ),
-                        "law σ²' = −4βσ⁴",
+                        "law of the variance",
                         "theory2",
                     ),
                     Curve(

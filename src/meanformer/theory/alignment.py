@@ -1,15 +1,18 @@
 """Alignment, the phase of time O(1): tokens fall onto the dominant space of M = VKᵀQ.
 
 Conventions: B = QᵀK, u = Bᵀx, M = VBᵀ; the dominant space E is spanned by the generalized
-eigenspaces of all eigenvalues of M of largest real part."""
+eigenspaces of all eigenvalues of M of largest real part, P_E is the orthogonal projector onto
+it. Times and rates are those of the zero-temperature flow (`zero_temperature`)."""
 
 import functools
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import gammaln
 from jaxtyping import Array, Complex, Float
 
 from .. import sphere
@@ -21,8 +24,20 @@ from ..checks import (
     check_scalar,
     is_traced,
     refuse,
+    shown,
 )
-from ..matrices import check_invertible, check_matrices, key_query_value
+from ..matrices import check_invertible, check_matrices, key_query_value, matmul
+from ..measures import AbstractLaw, Empirical
+from .zero_temperature import (
+    NODES,
+    Linear,
+    column_norm,
+    enough_panels,
+    land,
+    march,
+    zero_temperature_flow as zero_temperature_flow,
+    zero_temperature_pushforward as zero_temperature_pushforward,
+)
 
 
 class DominantSpace(eqx.Module):
@@ -33,7 +48,8 @@ class DominantSpace(eqx.Module):
     - `spectral` (d, d): the projector onto E along the other generalized eigenspaces; it
         commutes with M and equals P_E for symmetric M.
     - `eigenvalues` (d,): of M, by decreasing real part.
-    - `gap`: Re λ_k − Re λ_{k+1} > 0, or ∞ if E is everything.
+    - `gap`: Re λ_k − Re λ_{k+1} > 0, or ∞ if E is everything. Its derivative exists where
+        these two eigenvalues are semisimple (in a Jordan block it is infinite).
     """
 
     basis: Float[Array, "d k"]
@@ -79,9 +95,10 @@ def dominant_eigenspace(
     d = M.shape[0]
     fixed = jax.lax.stop_gradient(M)
     scale = jnp.linalg.norm(fixed)
-    eigenvalues = jnp.linalg.eigvals(fixed)
-    eigenvalues = eigenvalues[jnp.argsort(-eigenvalues.real)]
-    real = eigenvalues.real
+    eigenvalues = jnp.linalg.eigvals(M)
+    real = jax.lax.stop_gradient(eigenvalues.real)
+    eigenvalues = eigenvalues[jnp.argsort(-real)]
+    real = jax.lax.stop_gradient(eigenvalues.real)
     slack = tol * scale
     if dim is None:
         if is_traced(M):
@@ -96,21 +113,29 @@ def dominant_eigenspace(
     if dim == d:
         eye = jnp.eye(d, dtype=M.dtype)
         return DominantSpace(eye, eye, eye, eigenvalues, jnp.asarray(jnp.inf, M.dtype))
-    gap = real[dim - 1] - real[dim]
+    gap = eigenvalues[dim - 1].real - eigenvalues[dim].real
     M = refuse(
         M,
-        ~(gap > slack),
+        ~(real[dim - 1] - real[dim] > slack),
         f"Argument `dim` must end at a gap in the real parts of the eigenvalues of VKᵀQ, "
         f"but dim = {dim} cuts a group that is equal up to tol = {tol:g} (relative to the "
         "norm). Use another `dim` or a smaller `tol`.",
     )
     middle = (real[dim - 1] + real[dim]) / 2
-    eye = jnp.eye(d, dtype=M.dtype)
+    spectral, projector, basis = _projectors(M, middle)
+    return DominantSpace(basis[:, :dim], projector, spectral, eigenvalues, gap)
+
+
+@jax.jit
+def _projectors(M, middle):
+    """Spectral and orthogonal projector onto the eigenspaces beyond `middle`, and an
+    orthonormal basis whose first columns span them."""
+    eye = jnp.eye(M.shape[0], dtype=M.dtype)
     spectral = (eye + _matrix_sign(M - middle * eye)) / 2
     # The orthogonal projector onto the range of an oblique one: P(P + Pᵀ − I)⁻¹.
     projector = jnp.linalg.solve((spectral + spectral.T - eye).T, spectral.T).T
-    basis = jnp.linalg.svd(jax.lax.stop_gradient(projector))[0][:, :dim]
-    return DominantSpace(basis, projector, spectral, eigenvalues, gap)
+    basis = jnp.linalg.svd(jax.lax.stop_gradient(projector))[0]
+    return spectral, projector, basis
 
 
 def _matrix_sign(A: Array) -> Array:
@@ -147,106 +172,226 @@ def project_to_dominant(x: ArrayLike, space: DominantSpace) -> Float[Array, "n d
     return sphere.normalise(y)
 
 
-_GAUSS_X, _GAUSS_W = np.polynomial.legendre.leggauss(16)
+# ------------------------------------------------------------------ how fast
 
 
-def zero_temperature_flow(
-    x0: ArrayLike,
-    t: ArrayLike,
+class AlignmentRates(eqx.Module):
+    """The rates at which the angle to E decays, as e^{−rate·t}, over all limit points."""
+
+    slowest: Float[Array, ""]
+    fastest: Float[Array, ""]
+
+
+def alignment_rates(
     Q: ArrayLike,
     K: ArrayLike,
     V: ArrayLike,
     *,
-    panels: int | None = None,
-) -> Float[Array, "n d"]:
-    """The flow ẋ = P_x V KᵀQx/|KᵀQx| in closed form:
+    tol: float = 1e-6,
+    dim: int | None = None,
+) -> AlignmentRates:
+    """The rates of alignment gap/σ_max(Bᵀ|_E) and gap/σ_min(Bᵀ|_E) of the zero-temperature
+    flow: a token that tends to z ∈ E has tan angle(x, E) ~ e^{−gap·t/|Bᵀz|}.
 
-        x(t) = z/|z|,  z = e^{Mτ} x₀,  where  t = ∫₀^τ |Bᵀz(σ)|/|z(σ)| dσ,
+    (Derived.) In the time τ with dt = |Bᵀx| dτ the part in the other eigenspaces shrinks
+    against that in E as e^{−gap·τ}, and |Bᵀx| → |Bᵀz|. Where no limit exists (complex pairs)
+    |Bᵀz| is averaged along the rotation, which stays between the extremes. Jordan blocks add
+    powers of t: t^{m−1} for a block of size m at the second real part, at most t^{1−m} for
+    one in E; the rates are those of the exponentials. Tokens without part in E (for symmetric
+    M: orthogonal to it) never align, those without part at the second eigenvalue align faster.
 
-    for any invertible B = QᵀK. The integral is monotone in τ; it is computed by
-    16-point Gauss rules on equal panels and inverted by Newton's method per token.
-
-    **Arguments:** tokens `x0` (n, d); a time `t` ≥ 0; Q, K, V; `panels`, how many panels
-    (default: enough for full accuracy, about 4‖M‖τ; 256 under `jit`).
-
-    Differentiable in all arguments (twice). Cost O(panels · n d²). **Raises:**
-    `ValueError` for singular QᵀK or t < 0. **Source:** *multiscale*, Lemmas A.13, A.15.
-    """
+    **Arguments:** Q, K, V with QᵀK invertible; `tol`, `dim` as in `dominant_eigenspace`. Both
+    rates are ∞ if E is everything. Differentiable where `gap` is. **Source:** *multiscale*,
+    Prop. 3.4 with Lemma A.15."""
     Q, K, V = check_matrices(Q, K, V)
-    B, M, _ = key_query_value(*check_invertible(Q, K), V)
-    d = M.shape[0]
-    x0 = sphere.check_tokens(x0, "x0", d)
-    t = check_scalar(t, "t", minimum=0.0).astype(x0.dtype)
-    B, M = B.astype(x0.dtype), M.astype(x0.dtype)
-    singular = jax.lax.stop_gradient(jnp.linalg.svd(B, compute_uv=False))
-    tau_end = jax.lax.stop_gradient(t) / singular[-1]
-    if panels is None:
-        if is_traced(tau_end, M):
-            panels = 256
-        else:
-            reach = float(tau_end * jnp.linalg.norm(M, ord=2))
-            panels = max(4, math.ceil(4 * reach))
-    panels = check_count(panels, "panels")
-    h = tau_end / panels
-    M = refuse(
-        M,
-        jax.lax.stop_gradient(jnp.linalg.norm(M)) * h > 2,
-        f"Argument `panels` must be large enough for panels of length 2/‖M‖, but {panels} "
-        "is not. Give about 4‖M‖t/(smallest singular value of QᵀK).",
+    Q, K = check_invertible(Q, K)
+    space = dominant_eigenspace(Q, K, V, tol=tol, dim=dim)
+    B, _, _ = key_query_value(Q, K, V)
+    singular = jnp.linalg.svd(matmul(B.T, space.projector), compute_uv=False)
+    return AlignmentRates(space.gap / singular[0], space.gap / singular[space.dim - 1])
+
+
+def alignment_time(
+    x0: ArrayLike,
+    angle: ArrayLike,
+    Q: ArrayLike,
+    K: ArrayLike,
+    V: ArrayLike,
+    *,
+    moving: bool = True,
+    tol: float = 1e-6,
+    dim: int | None = None,
+    panels: int | None = None,
+) -> Float[Array, " n"]:
+    """Per token, the first time at which angle(x(t), E) ≤ `angle` on the zero-temperature
+    flow: τ from |z − P_E z| = tan(angle) |P_E z| for z = e^{Mτ}x₀, then t = ∫₀^τ |Bᵀz|/|z| dσ.
+
+    0 for a token that starts within the angle; ∞ for one that does not and has no part in E
+    (spectral projection 0 to rounding; for symmetric M: x₀ ⟂ E), since it does not tend
+    to E. For symmetric M the angle decreases, and there is one crossing. For other M it may
+    rise before it falls; the first crossing counts, and a dip under the level between two
+    of the 17 nodes of a panel, on which the angle is smooth, is not seen.
+
+    **Arguments:** tokens `x0` (n, d); `angle` ∈ (0, π/2), in radians; Q, K, V with QᵀK
+    invertible; `moving`: derivatives in Q, K, V let E move with the matrices (True) or hold E
+    at its value (False; the times are the same); `tol`, `dim` as in `dominant_eigenspace`
+    (`dim` is needed under `jit` and `grad`); `panels` as in `zero_temperature_flow`.
+
+    Derivatives in `x0`, `angle`, Q, K, V are those of the implicit function, and 0 where the
+    time is 0 or ∞. Angles down to 1e-12 are as accurate as others: what is left outside of E
+    is followed by itself. Cost O(panels · n d²). **Raises:** `ValueError` for singular
+    QᵀK, an angle outside (0, π/2), a closed gap. **Source:** *multiscale*, Lemmas A.13, A.15
+    (Derived: the times)."""
+    Q, K, V = check_matrices(Q, K, V)
+    Q, K = check_invertible(Q, K)
+    space = dominant_eigenspace(Q, K, V, tol=tol, dim=dim)
+    B, M, _ = key_query_value(Q, K, V)
+    x0 = sphere.check_tokens(x0, "x0", M.shape[0])
+    angle = check_scalar(angle, "angle", minimum=0.0, strict=True).astype(x0.dtype)
+    angle = refuse(
+        angle,
+        ~(angle < math.pi / 2),
+        "Argument `angle` must be below π/2, because every token is within π/2 of E. Give "
+        "radians, for example 0.1.",
     )
-    return _closed_form(x0, t, B, M, h, panels)
+    if space.dim == M.shape[0]:
+        return jnp.zeros(x0.shape[0], x0.dtype)
+    numbers = (B, M, space.spectral, space.projector, space.basis)
+    numbers = [a.astype(x0.dtype) for a in numbers]
+    level = jnp.log(jnp.tan(angle))
+    return enough_panels(lambda n: _time_to_angle(x0, level, *numbers, moving, n), panels)
 
 
-_TAYLOR = 20  # terms of e^{sM}z inside one panel, where |s|‖M‖ ≤ 1
-
-
-@functools.partial(jax.jit, static_argnames="panels")
-def _closed_form(x0, t, B, M, h, panels):
+@functools.partial(jax.jit, static_argnames=("moving", "panels"))
+def _time_to_angle(x0, level, B, M, spectral, projector, basis, moving, panels):
     fixed = jax.lax.stop_gradient
-    nodes = jnp.asarray((_GAUSS_X + 1) / 2, x0.dtype)
-    weights = jnp.asarray(_GAUSS_W / 2, x0.dtype)
+    d, k = basis.shape
+    eye = jnp.eye(d, dtype=M.dtype)
+    # A frame of E and one of the other eigenspaces; they move with the matrices. In it M is
+    # block diagonal, so that neither part leaks into the other by rounding.
+    beside = jnp.linalg.svd(fixed(eye - projector))[0][:, : d - k]
+    G = jnp.concatenate([projector @ basis, beside - spectral @ beside], axis=1)
+    inside = jnp.arange(d) < k
+    N = jnp.linalg.solve(G, matmul(M, G)) * (inside[:, None] == inside)
+    if not moving:
+        projector = fixed(projector)
+    across, along = matmul(eye - projector, G), matmul(projector, G)
 
-    def taylor(z):  # (terms, n, d), for `position`
-        def step(term, k):
-            return term @ M.T / k, term
+    def log_tan(c):  # of the angle to E
+        hidden = matmul(
+            across[:, :k], c[..., :k, :]
+        )  # 0, but its derivative if E is held
+        outside = matmul(across[:, k:], c[..., k:, :]) + (hidden - fixed(hidden))
+        return jnp.log(column_norm(outside)) - jnp.log(column_norm(matmul(along, c)))
 
-        return jax.lax.scan(step, z, jnp.arange(1, _TAYLOR + 1, dtype=z.dtype))[1]
+    heights = fixed(matmul(basis.T, G))
+    log_sine = fixed(level - jax.nn.softplus(2 * level) / 2)
 
-    def position(terms, tau):  # e^{τM} z, one τ per token
-        def step(total, term):
-            return total * tau[:, None] + term, None
+    def watch(c):  # log sin(angle) − log sin(level), smooth where the angle is π/2
+        outside = jnp.sum(c[..., k:, :] ** 2, axis=-2)
+        inside = jnp.sum(matmul(heights, c) ** 2, axis=-2)
+        outside = jnp.maximum(outside, jnp.finfo(c.dtype).tiny)
+        return (jnp.log(outside) - jnp.log(outside + inside)) / 2 - log_sine
 
-        return jax.lax.scan(step, jnp.zeros_like(terms[0]), terms, reverse=True)[0]
+    c = jnp.linalg.solve(G, x0.T)
+    within = watch(fixed(c)) <= 0
+    never = ~within & (column_norm(fixed(c[:k])) <= 8 * jnp.finfo(x0.dtype).eps)
+    # Tokens that need no search get a place halfway between E and another eigenspace.
+    half = (jnp.arctan(jnp.exp(fixed(level))) + math.pi / 2) / 2
+    safe = jnp.where(jnp.arange(d) == 0, jnp.cos(half), 0)
+    safe = jnp.where(jnp.arange(d) == k, jnp.sin(half), safe)
+    c = jnp.where(within | never, safe[:, None].astype(c.dtype), c)
 
-    def speed(z):  # dt/dτ along x = z/|z|
-        return jnp.linalg.norm(z @ B, axis=-1) / jnp.linalg.norm(z, axis=-1)
+    linear = Linear(N, B, G)
+    c = c / linear.length(c)
+    walk, done = march(
+        linear, c, lambda seen, _: jnp.any(seen <= 0, axis=0), panels, watch
+    )
+    guess = _first_crossing(linear, walk.c, watch)
 
-    def elapsed(terms, tau):
-        parts = jax.vmap(lambda c: speed(position(terms, c * tau)))(nodes)
-        return tau * (weights @ parts)
+    def residual(c, _):
+        value, slope = jax.jvp(log_tan, (c,), (matmul(linear.N, c),))
+        return value - level, slope
 
-    width = jnp.full(x0.shape[0], h)
+    walk = land(linear, walk, residual, guess)
+    return jnp.where(within, 0, jnp.where(never, jnp.inf, walk.clock)), done
 
-    def panel(carry, _):
-        z, done, clock = carry
-        terms = taylor(z)
-        times = elapsed(terms, width)
-        done = done | (clock + times >= t)  # the time lies in this panel: stay
-        z = jnp.where(done[:, None], z, sphere.normalise(position(terms, width)))
-        return (z, done, jnp.where(done, clock, clock + times)), None
 
-    state = (x0, jnp.zeros(x0.shape[0], bool), jnp.zeros(x0.shape[0], x0.dtype))
-    (z, _, clock), _ = jax.lax.scan(panel, state, None, length=panels)
-    terms = taylor(z)
-    rest = t - clock  # ≥ 0, at most one panel long
+def _first_crossing(linear, c, residual):
+    """Where the residual first falls to 0 in the panel of length h ahead: between which
+    of its nodes, linearly."""
+    path = matmul(linear.exponentials[0], c)
+    values = residual(jnp.concatenate([c[None], path]))
+    nodes = jnp.append(0, jnp.asarray(NODES, values.dtype)) * linear.h
+    after = jnp.maximum(jnp.argmax(values <= 0, axis=0), 1)
+    ends = jnp.stack([after - 1, after])
+    left, right = jnp.take_along_axis(values, ends, axis=0)
+    start, stop = nodes[ends]
+    fall = jnp.where(left > right, left - right, 1)
+    return start + (stop - start) * jnp.clip(left / fall, 0, 1)
 
-    def newton(tau):
-        return tau - (elapsed(terms, tau) - rest) / speed(position(terms, tau))
 
-    tau = fixed(rest) / fixed(speed(z))
-    tau = jax.lax.fori_loop(0, 6, lambda _, s: fixed(newton(s)), tau)
-    tau = newton(newton(tau))  # two steps with derivatives: exact to second order
-    return sphere.normalise(position(terms, tau))
+def alignment_quantiles(
+    mu: Any,
+    angle: ArrayLike,
+    Q: ArrayLike,
+    K: ArrayLike,
+    V: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    n: int = 10_000,
+    moving: bool = True,
+    tol: float = 1e-6,
+    dim: int | None = None,
+    panels: int | None = None,
+) -> Float[Array, " p"]:
+    """The times by which given shares of the tokens have come within `angle` of E: for each
+    probability p the smallest t with µ₀(`alignment_time` ≤ t) ≥ p. ∞ where fewer ever do.
+
+    **Arguments:** `mu`, an `Empirical`, or a law, of which about `n` nodes are used;
+    `probabilities` (p,) in [0, 1]; the others as in `alignment_time`. For a law the error
+    is that of the share of nodes in a region, in probability below n^{−1/2} on S² (1e-3 for
+    n = 1e4 and uniform tokens).
+
+    Derivatives: that of the token at the quantile for an `Empirical`; for a law the mean
+    over nodes within n^{−1/2}/2 of it in probability, which tends to the derivative
+    E[∂T | T = t] of the law's quantile. **Raises:** as `alignment_time`. (Derived.)"""
+    empirical = isinstance(mu, Empirical)
+    if not empirical and not isinstance(mu, AbstractLaw):
+        raise ValueError(
+            f"Argument `mu` must be a law or an `Empirical`, but is a {type(mu).__name__}. "
+            "For example `Uniform(3)`, or `Empirical(points, weights)`."
+        )
+    p = check_finite(probabilities, "probabilities", (None,))
+    p = refuse(
+        p,
+        ~((p >= 0) & (p <= 1)),
+        "Argument `probabilities` must lie in [0, 1], but some do not. Give shares of the "
+        "tokens, for example [0.5, 0.9].",
+    )
+    tokens = mu if empirical else mu.nodes(n)
+    times = alignment_time(
+        tokens.points, angle, Q, K, V, moving=moving, tol=tol, dim=dim, panels=panels
+    )
+    window = 0.0 if empirical else 0.5 / math.sqrt(tokens.n)
+    return _quantiles(times, tokens.weights, p.astype(times.dtype), window)
+
+
+@jax.jit
+def _quantiles(times, weights, p, window):
+    """inf{t: µ(times ≤ t) ≥ p}; derivatives are means over ±window in probability."""
+    order = jnp.argsort(times)
+    times, weights = times[order], weights[order]
+    share = jnp.cumsum(weights)
+    rounding = times.shape[0] * jnp.finfo(times.dtype).eps
+    last = jnp.sum(share < share[-1])  # not a token of weight 0
+    at = jnp.minimum(jnp.searchsorted(share, p - rounding), last)
+    near = jnp.abs(share - share[at][:, None]) <= window
+    near = jnp.where(near, weights, 0)
+    finite = jnp.where(jnp.isfinite(times), times, 0)
+    live = finite - jax.lax.stop_gradient(finite)
+    value = jax.lax.stop_gradient(times[at])
+    return value + (near @ live) / jnp.maximum(jnp.sum(near, -1), 1e-30)
 
 
 def cluster_contraction_rate(V: ArrayLike, z: ArrayLike) -> Float[Array, ""]:
@@ -272,3 +417,131 @@ def axis_fraction(angle: ArrayLike, t: ArrayLike, gap: ArrayLike) -> Float[Array
     coordinate is smaller by another e^{−(λ₂−λ₃)t}. (Derived from A8.)"""
     growth = jnp.exp(as_float(gap, "gap") * as_float(t, "t"))
     return 2 / math.pi * jnp.arctan(growth * jnp.tan(as_float(angle, "angle")))
+
+
+# ------------------------------------------------------------------ the functional E_p
+
+
+def lyapunov_decay(
+    t: ArrayLike,
+    p: ArrayLike,
+    Q: ArrayLike,
+    K: ArrayLike,
+    V: ArrayLike,
+    *,
+    tol: float = 1e-6,
+    dim: int | None = None,
+) -> Float[Array, "..."]:
+    """e^{−p(λ₁−λ₂)t/σ_max(B)}, by which E_p (`observables.lyapunov`) has decayed at least:
+    E_p(ρ_t) ≤ E_p(ρ₀) e^{−p(λ₁−λ₂)t/σ_max(B)} along the zero-temperature flow.
+
+    (Derived.) For v = P_E x, w = x − v and symmetric M, |w|/|v| decays at the rate
+    (λ₁ − ⟨w,Mw⟩/|w|²)/|Bᵀx| ≥ (λ₁−λ₂)/σ_max(B). Equality if M has two eigenvalues and B is
+    a multiple of an orthogonal matrix. With ε in the denominator of E_p the rate is
+    multiplied by |v|/(|v| + ε): E_p^ε decreases too, but not at this rate.
+
+    **Arguments:** `t` ≥ 0 and `p` > 0, arrays (broadcast); Q, K, V; `tol`, `dim` (the
+    multiplicity of λ₁) as in `dominant_eigenspace`. If M = λI then E_p = 0 from the start and
+    the factor is 0 for t > 0. **Raises:** `ValueError` for singular QᵀK and for VKᵀQ not
+    symmetric to 1e-5, where the bound is false. **Source:** *concentration*, Prop. 8."""
+    t, p = as_float(t, "t"), as_float(p, "p")
+    t = refuse(
+        t,
+        ~(t >= 0),
+        "Argument `t` must be ≥ 0, but some entry is not. The bound holds forwards in time.",
+    )
+    p = refuse(
+        p,
+        ~(p > 0),
+        "Argument `p` must be > 0, but some entry is not. Use the p of `lyapunov`.",
+    )
+    Q, K, V = check_matrices(Q, K, V)
+    Q, K = check_invertible(Q, K)
+    B, M, _ = key_query_value(Q, K, V)
+    defect = jnp.linalg.norm(M - M.T) / jnp.maximum(jnp.linalg.norm(M), 1e-30)
+    V = refuse(
+        V,
+        ~(defect <= 1e-5),
+        "Arguments `Q`, `K`, `V` must have VKᵀQ symmetric to 1e-05, but its symmetry defect "
+        f"‖M − Mᵀ‖/‖M‖ is {shown(defect)}. Without symmetry E_p may grow; use "
+        "`alignment_rates` for the rate at late times.",
+    )
+    gap = dominant_eigenspace(Q, K, V, tol=tol, dim=dim).gap
+    rate = gap / jnp.linalg.norm(B, ord=2)
+    moves = t > 0  # 0·∞ where E is everything
+    return jnp.where(moves, jnp.exp(-p * rate * jnp.where(moves, t, 1)), 1)
+
+
+def wasserstein_from_lyapunov(value: ArrayLike, p: ArrayLike) -> Float[Array, "..."]:
+    """The smallest bound on W₂(µ, π_E#µ) that follows from E_p(µ) = `value`:
+
+        W₂² ≤ g(E_p),  g(s) = 2 − 2/√(1 + s^{2/p}),                         p ≥ 2,
+        W₂² ≤ C_p E_p  for E_p ≤ s_p,  g(E_p) beyond,                       p < 2,
+        c = (√(1+4p) − 1)/2,  s_p = (1/c² − 1)^{p/2},  C_p = 2(1 − c)/s_p.
+
+    (Derived.) A token at angle φ to E has |x − π_E x|² = 2 − 2cos φ = g(tan^p φ), so W₂² is at
+    most the least concave majorant of g at E_p: g itself for p ≥ 2; for p < 2 the tangent
+    from the origin, which touches at cos φ = c, then g. Attained by a point mass at angle φ
+    (joined with mass on E). In particular W₂² ≤ E₂ (Lemma 7) and W₂² ≤ 2; for p > 2 there
+    is no C with W₂² ≤ C·E_p, but W₂² ≤ E_p^{2/p}.
+
+    **Arguments:** `value` ≥ 0 (∞ is allowed) and `p` > 0, arrays (broadcast). The derivative
+    at value 0, where the root has none, is returned as 0. **Source:** *concentration*,
+    Lemma 7."""
+    value, p = as_float(value, "value"), as_float(p, "p")
+    value = refuse(
+        value,
+        ~(value >= 0),
+        "Argument `value` must be ≥ 0, but some entry is not. Use that of `lyapunov`.",
+    )
+    p = refuse(
+        p,
+        ~(p > 0),
+        "Argument `p` must be > 0, but some entry is not. Use the p of `lyapunov`.",
+    )
+    return _least_majorant(*jnp.broadcast_arrays(value, p))
+
+
+@jax.jit
+def _least_majorant(value, p):
+    small = p < 2
+    q = jnp.where(small, p, 1)
+    c = 2 * q / (jnp.sqrt(1 + 4 * q) + 1)
+    touch = ((1 - c) * (1 + c) / c**2) ** (q / 2)
+    positive = value > 0
+    line = small & (value < touch)
+    straight = jnp.where(line & positive, value, 1) * (2 * (1 - c) / touch)
+    # sin²φ = u/(1+u) with u = tan²φ, for u small and large alike; 2 − 2cos = 2sin²/(1+cos).
+    curved = positive & ~line
+    log_u = 2 / p * jnp.log(jnp.where(curved, value, 1))
+    bend = 2 * jax.nn.sigmoid(log_u) / (1 + jnp.sqrt(jax.nn.sigmoid(-log_u)))
+    return jnp.where(positive, jnp.sqrt(jnp.where(line, straight, bend)), 0)
+
+
+def lyapunov_moment(d: int, m: int, p: ArrayLike) -> Float[Array, "..."]:
+    """E_p of the uniform law on S^{d−1} for dim E = m:
+
+        E_p = Γ((d−m+p)/2) Γ((m−p)/2) / (Γ((d−m)/2) Γ(m/2)) for p < m, ∞ for p ≥ m,
+
+    and 0 for m = d. Finite if and only if p < m: *concentration* needs m ≥ 3 for p = 2.
+
+    (Derived.) |x − P_E x|²/|P_E x|² is a ratio of two independent χ² variables with d − m
+    and m degrees of freedom. Relative error below 1e-12 (float64, d ≤ 1000) and 1e-5 (float32,
+    d ≤ 32; it grows with log Γ(d/2)). **Arguments:** integers 1 ≤ m ≤ d, d ≥ 2; `p` ≥ 0, an array.
+    **Source:** *concentration*, Example 3 (which has the condition p < m only)."""
+    d, m = sphere.check_dimension(d), check_count(m, "m")
+    if m > d:
+        raise ValueError(f"Argument `m` must be at most d = {d}, but is {m}.")
+    p = as_float(p, "p")
+    p = refuse(
+        p, ~(p >= 0), "Argument `p` must be ≥ 0, but some entry is not. Use p ≥ 0."
+    )
+    if m == d:
+        return jnp.zeros_like(p)
+    finite = p < m
+    s = jnp.where(finite, p, 0) / 2
+    outside, inside = (d - m) / 2, m / 2
+    log_moment = (gammaln(outside + s) - math.lgamma(outside)) + (
+        gammaln(inside - s) - math.lgamma(inside)
+    )
+    return jnp.where(finite, jnp.exp(log_moment), jnp.inf)
