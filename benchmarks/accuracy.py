@@ -1,16 +1,14 @@
 """Question: how far from the truth is each function of the theory, over its whole range?
 
-python benchmarks/accuracy.py    # one to two minutes; writes docs/accuracy.md
+python benchmarks/accuracy.py    # three to four minutes; writes docs/accuracy.md
 
 To add a function, append an `Entry` to the list of its module (or a list to `ENTRIES`).
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,103 +16,17 @@ import mpmath
 import numpy as np
 from mpmath import mp, mpf
 
+from accuracy_slacks import SECOND, table_of_slacks
+from accuracy_theory import THEORY
+from errors import Case, Entry, Number, own_size, ratio_derivatives, worst
 from meanformer import harmonics, special
 
 PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
-mp.dps = 60
-
-Number = Any  # an mpf; mpmath has no types
-Exact = Callable[..., Sequence[Number]]  # numbers at one point
-
-
-@dataclasses.dataclass
-class Case:
-    """`value(points)` and its derivative against `exact(point)`, `exact_slope(point)`.
-
-    `points` has shape (p,) or (p, k); `value` returns (p, ...) and `exact` that many numbers
-    per point. The derivative is along `tangents` if given (then `exact_slope` gets point and
-    tangent), else that of an elementwise function; without `exact_slope` it is not
-    measured."""
-
-    value: Callable
-    points: np.ndarray
-    exact: Exact
-    exact_slope: Exact | None = None
-    tangents: np.ndarray | None = None
-
-
-@dataclasses.dataclass
-class Entry:
-    """A row of the table: the worst of all cases. Errors are divided by `size` of the exact
-    numbers (`slope_size` for derivatives), which `relative_to` puts in words."""
-
-    function: str
-    where: str
-    cases: Sequence[Case]
-    relative_to: str = "itself"
-    size: Callable = lambda exact: [abs(e) if e else 1 for e in exact]
-    slope_size: Callable = lambda exact: [abs(e) if e else 1 for e in exact]
-
-
-def worst(entry: Entry, dtype) -> tuple[float, float | None]:
-    """The largest error of the values and of the derivatives of all cases; a NaN stays."""
-    values, slopes = [], []
-    with jax.enable_x64(dtype == np.float64):
-        for case in entry.cases:
-            x = np.asarray(case.points, dtype)
-            v = np.ones_like(x) if case.tangents is None else case.tangents.astype(dtype)
-            value, slope = jax.jvp(case.value, (jnp.asarray(x),), (jnp.asarray(v),))
-            assert value.dtype == dtype, (entry.function, value.dtype)
-            exact = [case.exact(*exactly(p)) for p in x]
-            values.append(largest(value, exact, entry.size))
-            if case.exact_slope is not None:
-                where = x if case.tangents is None else np.concatenate([x, v], axis=1)
-                exact = [case.exact_slope(*exactly(p)) for p in where]
-                slopes.append(largest(slope, exact, entry.slope_size))
-    return np.max(values), np.max(slopes) if slopes else None
-
-
-def exactly(point) -> list[Number]:
-    return [mpf(float(c)) for c in np.ravel(point)]
-
-
-def largest(have, exact: Sequence[Sequence[Number]], size: Callable) -> float:
-    """The largest |have − exact|/size."""
-    rows = np.asarray(have, float).reshape(len(exact), -1)
-    return np.max(
-        [
-            float(abs(mpf(float(number)) - e) / s)
-            for row, true in zip(rows, exact)
-            for number, e, s in zip(row, true, size(true), strict=True)
-        ]
-    )
-
-
-def own_size(exact):
-    return [max(1, abs(e)) for e in exact]
-
 
 # ------------------------------------------------------------------------- Bessel
 
 KAPPA = np.array([0, 1e-12, 1e-4, *np.geomspace(1e-2, 1e6, 33), 29.9, 30.1])
 POSITIVE = KAPPA[1:]
-
-
-@functools.cache
-def ratio_derivatives(nu, kappa) -> list[Number]:
-    """A = I_{ν+1}/I_ν, A', A'' from the differential equations of I_{ν+1} and I_ν; at κ = 0
-    from A = κ/(2ν+2) + O(κ³)."""
-    if kappa == 0:
-        return [mpf(0), 1 / (2 * mpf(nu) + 2), mpf(0)]
-    with mp.workdps(60 + 4 * max(0, int(mpmath.log10(max(kappa, 1 / kappa))))):
-        ratio = mpmath.besseli(nu + 1, kappa) / mpmath.besseli(nu, kappa)
-        c = 2 * mpf(nu) + 1
-        slope = 1 - ratio**2 - c * ratio / kappa
-        return [
-            ratio,
-            slope,
-            -2 * ratio * slope - c * slope / kappa + c * ratio / kappa**2,
-        ]
 
 
 def resultant(function: Callable, order: int, measure_slope: bool = True) -> list[Case]:
@@ -456,7 +368,7 @@ HARMONICS = [
     ),
 ]
 
-ENTRIES = [*SPECIAL, *HARMONICS]
+ENTRIES = [*SPECIAL, *HARMONICS, *THEORY]
 
 TITLE = """# Accuracy
 
@@ -481,7 +393,7 @@ def main() -> None:
             + " |"
         )
         print(lines[-1], flush=True)
-    PAGE.write_text(TITLE + "\n".join(lines) + "\n")
+    PAGE.write_text(TITLE + "\n".join(lines) + "\n" + SECOND + table_of_slacks())
 
 
 if __name__ == "__main__":

@@ -525,24 +525,6 @@ def test_leading_error_of_the_field_is_of_order_one_over_beta(d):
 # --------------------------------------------------------------------- Theorem 1, Cor. 4
 
 
-def test_uniform_moment_is_the_integral():
-    """E_p = ∫ tan^pθ sin^{d−m−1}θ cos^{m−1}θ dθ / ∫ sin^{d−m−1}θ cos^{m−1}θ dθ."""
-    for d, m, p in [(3, 1, 0.5), (3, 2, 1.0), (5, 3, 2.0), (6, 2, 1.7), (9, 4, 2.0)]:
-        with mpmath.workdps(30):
-
-            def half(a, b):  # ∫₀^½ z^{a−1}(1−z)^{b−1} dz with w = z^a, z = sin²θ
-                end = mpmath.mpf(0.5) ** a
-                return mpmath.quad(lambda w: (1 - w ** (1 / a)) ** (b - 1), [0, end]) / a
-
-            def integral(q, d=d, m=m):
-                a, b = mpmath.mpf(d - m + q) / 2, mpmath.mpf(m - q) / 2
-                return half(a, b) + half(b, a)
-
-            exact = float(integral(mpmath.mpf(p)) / integral(0))
-        np.testing.assert_allclose(theory.uniform_moment(d, m, p), exact, rtol=1e-12)
-    assert theory.uniform_moment(4, 4, 2.0) == 0
-
-
 def test_alignment_constant_is_the_largest_quotient():
     """C_p = max (2 − 2cos θ)/tan^pθ, by brute force; C₂ = 1 at θ = 0."""
     theta = np.linspace(1e-5, np.pi / 2 - 1e-5, 400_001)
@@ -694,7 +676,7 @@ def test_bounds_refuse_what_they_do_not_cover():
         theory.density_bounds(1.0, 0.05, 0.01, I3, I3, I3, 1.0)
     with pytest.raises(ValueError, match="symmetric"):
         theory.concentration_bound(I3, I3, np.triu(np.ones((3, 3))) * 1.0, mf.Uniform(3))
-    with pytest.raises(ValueError, match=r"`p` must lie in \[0, dim E\)"):
+    with pytest.raises(ValueError, match=r"`p` must lie in \(0, 2\] and below dim E = 1"):
         theory.concentration_bound(I3, I3, np.diag([1.0, 0, 0]), mf.Uniform(3), p=1.0)
     with pytest.raises(ValueError, match=r"`p` must lie in \(0, 2\]"):
         theory.concentration_bound(I3, I3, I3, mf.Uniform(3), p=3.0)

@@ -380,13 +380,13 @@ def test_unknown_optima_and_other_dynamics_are_refused():
 # ------------------------------------------------------------ tokens at equal angles
 
 
-@pytest.mark.parametrize("name", ["SA", "USA"])
+@pytest.mark.parametrize("name", ["sa", "usa"])
 def test_equiangular_tokens_stay_so_and_obey_the_scalar_equation(name):
     """ρ̇ of the field on equiangular tokens is `equiangular_rate` for all pairs; and two times
     of a run differ by `equiangular_time`. β = 1, n = 4, ρ from −0.2 to beyond 0.5."""
     n, beta = 4, 1.0
     eye = np.eye(n)
-    make = {"SA": mf.SelfAttention, "USA": mf.UnnormalizedSelfAttention}[name]
+    make = {"sa": mf.SelfAttention, "usa": mf.UnnormalizedSelfAttention}[name]
     field = make(eye, eye, eye, beta)
     for rho in (-0.2, 0.0, 0.6):
         x = equiangular(n, rho)
@@ -430,12 +430,12 @@ def log_time_by_exponential_integrals(rho0, rho1, n, beta, name):
             J += mpmath.exp(beta * (1 + lowest)) * (
                 mpmath.e1(beta * r0) - mpmath.e1(beta * r1)
             )
-        if name == "SA":
+        if name == "sa":
             return mpmath.log((J + (n - 1) * span) / (2 * n))
         return mpmath.log(J / 2) - beta
 
 
-@pytest.mark.parametrize(("n", "name"), [(2, "SA"), (50, "SA"), (3, "USA")])
+@pytest.mark.parametrize(("n", "name"), [(2, "sa"), (50, "sa"), (3, "usa")])
 def test_equiangular_time_is_its_integral_at_any_temperature(n, name):
     """T against exponential integrals with 60 digits and more: relative error below
     8 eps(1 + β + log n); log T in float32 to 1e−5 of max(1, |log T|)."""

@@ -19,7 +19,7 @@ from helpers import (
     sphere_area,
     zonal_integral,
 )
-from meanformer.theory import tilted as theory
+from meanformer import theory
 
 KAPPAS = [0, 1e-12, 1e-6, 1e-3, 0.1, 0.5, 0.999, 1, 1.001, 1.7, 3, 4.001, 10, 16.49]
 KAPPAS += [16.51, 33, 100, 1e3, 1e4, 1e6]
@@ -69,7 +69,7 @@ def test_tilted_weights_are_exact_for_any_length_of_u(dtype):
     direction = np.asarray(mu.points)[2]
     for length in (0.0, 1.0, 50.0, 1e4, 1e6):
         u = (length * direction).astype(dtype)
-        nu = theory.tilted(mu, u)
+        nu = theory.tilted_measure(mu, u)
         exact, _, _ = exact_tilt(mu, u)
         eps = float(np.finfo(dtype).eps)
         spread = max(1.0, math.sqrt(8 * 60 * length))  # |u||y − y*| where e^{−60} is left
@@ -89,7 +89,7 @@ def test_tilted_measure_is_what_attention_averages():
     Q, K, V = rng.normal(size=(3, 3, 3))
     mu, x, beta = weighted_tokens(rng, 20, 3), random_tokens(rng, 5, 3), 4.0
     u = beta * x @ Q.T @ K
-    mean = jax.vmap(lambda v: (nu := theory.tilted(mu, v)).mean(nu.points))(u)
+    mean = jax.vmap(lambda v: (nu := theory.tilted_measure(mu, v)).mean(nu.points))(u)
     moved = np.asarray(mean) @ V.T
     expected = moved - np.sum(moved * x, axis=1, keepdims=True) * x
     velocity = mf.SelfAttention(Q, K, V, beta).velocity(x, mu)
@@ -626,13 +626,13 @@ def test_bad_measures_and_points_are_refused():
     with pytest.raises(
         ValueError, match=r"`mu` must be an `Empirical`, but is a Uniform"
     ):
-        theory.tilted(mf.Uniform(3), np.zeros(3))
+        theory.tilted_measure(mf.Uniform(3), np.zeros(3))
     with pytest.raises(ValueError, match=r"`u` must have shape .*3.* but has shape \(2,"):
         theory.cumulants(mu, np.zeros(2))
     with pytest.raises(
         ValueError, match=r"`u` must be finite, but an entry at index \(1,"
     ):
-        theory.tilted(mu, [0.0, np.nan, 1.0])
+        theory.tilted_measure(mu, [0.0, np.nan, 1.0])
     with pytest.raises(ValueError, match=r"`d = u.shape\[0\]` must be an integer ≥ 2"):
         theory.vmf_cumulants([1.0])
 

@@ -46,6 +46,8 @@ def shown(value: Any) -> str:
 
 def as_float(value: ArrayLike, name: str) -> Array:
     """`value` as an array of real floating-point numbers."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)  # weak, as a Python float: it follows the dtype of arrays
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError) as error:

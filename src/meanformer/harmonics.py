@@ -83,7 +83,10 @@ def gegenbauer_sum(
 ) -> Float[Array, "..."]:
     """Σ_l c_l P_l(q) with the zonal polynomials of S^{d−1}, for |q| ≤ 1; O(1) memory in l.
     (Where |q| exceeds 1 by rounding it is the polynomial too.)"""
-    return _zonal_sum(sphere.check_dimension(d), coefficients, q)
+    dtype = jnp.result_type(coefficients, q)
+    return _zonal_sum(
+        sphere.check_dimension(d), coefficients.astype(dtype), q.astype(dtype)
+    )
 
 
 def gegenbauer(d: int, degree: int, q: ArrayLike) -> Float[Array, "... l"]:

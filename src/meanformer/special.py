@@ -286,7 +286,7 @@ def _concentrations(kappa: ArrayLike) -> Array:
 
 
 def bessel_ratio(nu: float | int, kappa: ArrayLike) -> Float[Array, "..."]:
-    """I_{ν+1}(κ)/I_ν(κ) = κ/(κ + m_ν), for a fixed order ν ≥ 0 and any κ ≥ 0.
+    """I_{ν+1}(κ)/I_ν(κ) = κ/(κ + m_ν), for a fixed order ν ≥ 0 and κ ≥ 0 (κ² must not overflow).
 
     Values in [0, 1). A traced κ is not checked. Works in float32 and float64, under `jit`,
     `vmap` and all derivatives; cost O(30 − ν). **Source:** the downward recurrence,
@@ -347,7 +347,7 @@ def bessel_quotient(k: int, kappa: ArrayLike) -> Float[Array, "..."]:
 
 
 def log_bessel(nu: float | int, kappa: ArrayLike) -> Float[Array, "..."]:
-    """log(e^{−κ} (2/κ)^ν Γ(ν+1) I_ν(κ)): 0 at κ = 0, smooth, and never an overflow.
+    """log(e^{−κ} (2/κ)^ν Γ(ν+1) I_ν(κ)): 0 at κ = 0, smooth, no overflow while κ² has none.
 
     The factors make it the log-mean of e^{κ(q−1)} over the sphere S^{2ν+1}, which is what
     normalises a von Mises–Fisher law. Fixed order ν ≥ 0; its derivative in κ is

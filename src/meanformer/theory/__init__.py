@@ -61,7 +61,6 @@ from .concentration import (
     field_error as field_error,
     limit_density_rate as limit_density_rate,
     stability_bound as stability_bound,
-    uniform_moment as uniform_moment,
     w2_bound as w2_bound,
 )
 from .designs import (
@@ -107,6 +106,7 @@ from .heat_end import (
     heat_phase_end as heat_phase_end,
     largest_backward_time as largest_backward_time,
     noise_time as noise_time,
+    sampling_noise as sampling_noise,
 )
 from .merging import (
     ClosestPair as ClosestPair,
@@ -120,7 +120,6 @@ from .merging import (
 from .metastability import (
     MostUnstable as MostUnstable,
     antipodal_growth as antipodal_growth,
-    dobrushin_bound as dobrushin_bound,
     dobrushin_rate as dobrushin_rate,
     growth_rate_curve as growth_rate_curve,
     growth_rates as growth_rates,
@@ -185,6 +184,7 @@ from .tilted import (
     log_laplace_asymptotic as log_laplace_asymptotic,
     log_laplace_integral as log_laplace_integral,
     log_normaliser as log_normaliser,
+    tilted_measure as tilted_measure,
     vmf_coefficients as vmf_coefficients,
     vmf_cumulants as vmf_cumulants,
 )

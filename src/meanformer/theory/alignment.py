@@ -20,6 +20,7 @@ from ..checks import (
     ArrayLike,
     as_float,
     check_count,
+    check_entries,
     check_finite,
     check_scalar,
     is_traced,
@@ -69,7 +70,7 @@ def dominant_eigenspace(
     K: ArrayLike,
     V: ArrayLike,
     *,
-    tol: float = 1e-6,
+    tol: float | None = None,
     dim: int | None = None,
 ) -> DominantSpace:
     """The space E on which tokens align: the generalized eigenspaces of *all* eigenvalues
@@ -79,7 +80,8 @@ def dominant_eigenspace(
 
     - `Q`, `K` (k, d), `V` (d, d).
     - `tol`: real parts within tol·‖M‖ of the largest count as equal. A Jordan block of
-        size m splits numerically by about eps^{1/m}‖M‖, so do not set it below 1e-7.
+        size m splits numerically by about eps^{1/m}‖M‖, which may be more (default 1e-6;
+        a gap that rounding alone can open is refused: give `tol` or `dim`).
     - `dim`: dim E, if known; needed under `jit` and `grad`, where shapes cannot depend on
         numbers.
 
@@ -99,7 +101,8 @@ def dominant_eigenspace(
     real = jax.lax.stop_gradient(eigenvalues.real)
     eigenvalues = eigenvalues[jnp.argsort(-real)]
     real = jax.lax.stop_gradient(eigenvalues.real)
-    slack = tol * scale
+    relative = 1e-6 if tol is None else tol
+    slack = relative * scale
     if dim is None:
         if is_traced(M):
             raise ValueError(
@@ -107,6 +110,8 @@ def dominant_eigenspace(
                 "of the basis depends on it."
             )
         dim = int(np.sum(np.asarray(real) >= float(real[0] - slack)))
+        if tol is None and dim < d:
+            _check_conditioned(np.asarray(fixed), dim)
     dim = check_count(dim, "dim")
     if dim > d:
         raise ValueError(f"Argument `dim` must be at most d = {d}, but is {dim}.")
@@ -118,7 +123,7 @@ def dominant_eigenspace(
         M,
         ~(real[dim - 1] - real[dim] > slack),
         f"Argument `dim` must end at a gap in the real parts of the eigenvalues of VKᵀQ, "
-        f"but dim = {dim} cuts a group that is equal up to tol = {tol:g} (relative to the "
+        f"but dim = {dim} cuts a group that is equal up to tol = {relative:g} (relative to the "
         "norm). Use another `dim` or a smaller `tol`.",
     )
     middle = (real[dim - 1] + real[dim]) / 2
@@ -136,6 +141,28 @@ def _projectors(M, middle):
     projector = jnp.linalg.solve((spectral + spectral.T - eye).T, spectral.T).T
     basis = jnp.linalg.svd(jax.lax.stop_gradient(projector))[0]
     return spectral, projector, basis
+
+
+def _check_conditioned(M: np.ndarray, dim: int) -> None:
+    """Refuse a gap after `dim` eigenvalues that rounding may have opened: an eigenvalue with
+    right and left eigenvectors x, y is uncertain by eps‖M‖|x||y|/|⟨y,x⟩|, at a Jordan block
+    of size m at most by about eps^{1/m}‖M‖."""
+    values, right = np.linalg.eig(M)
+    real = np.real(values)
+    order = np.argsort(-real)[dim - 1 : dim + 1]
+    left = np.linalg.pinv(right, rcond=1e-300)
+    condition = np.linalg.norm(right[:, order], axis=0) * np.linalg.norm(
+        left[order], axis=1
+    )
+    eps = np.finfo(M.dtype).eps
+    noise = 10 * np.linalg.norm(M) * min(eps * condition.min(), eps ** (1 / 3))
+    gap = real[order[0]] - real[order[1]]
+    if gap < noise:
+        raise ValueError(
+            f"Argument `tol` must tell real parts of eigenvalues of VKᵀQ from rounding, but the "
+            f"gap after {dim} of them is {gap:.3g} and rounding alone can open one of "
+            f"{noise:.3g} (a Jordan block). Give `tol` above that over the norm, or `dim`."
+        )
 
 
 def _matrix_sign(A: Array) -> Array:
@@ -187,7 +214,7 @@ def alignment_rates(
     K: ArrayLike,
     V: ArrayLike,
     *,
-    tol: float = 1e-6,
+    tol: float | None = None,
     dim: int | None = None,
 ) -> AlignmentRates:
     """The rates of alignment gap/σ_max(Bᵀ|_E) and gap/σ_min(Bᵀ|_E) of the zero-temperature
@@ -219,7 +246,7 @@ def alignment_time(
     V: ArrayLike,
     *,
     moving: bool = True,
-    tol: float = 1e-6,
+    tol: float | None = None,
     dim: int | None = None,
     panels: int | None = None,
 ) -> Float[Array, " n"]:
@@ -341,7 +368,7 @@ def alignment_quantiles(
     *,
     n: int = 10_000,
     moving: bool = True,
-    tol: float = 1e-6,
+    tol: float | None = None,
     dim: int | None = None,
     panels: int | None = None,
 ) -> Float[Array, " p"]:
@@ -415,8 +442,12 @@ def axis_fraction(angle: ArrayLike, t: ArrayLike, gap: ArrayLike) -> Float[Array
 
     x₂/x₃ is Cauchy distributed at time 0 and is multiplied by e^{−gap·t}; the third
     coordinate is smaller by another e^{−(λ₂−λ₃)t}. (Derived from A8.)"""
-    growth = jnp.exp(as_float(gap, "gap") * as_float(t, "t"))
-    return 2 / math.pi * jnp.arctan(growth * jnp.tan(as_float(angle, "angle")))
+    angle, t, gap = as_float(angle, "angle"), as_float(t, "t"), as_float(gap, "gap")
+    inside = (angle >= 0) & (angle <= math.pi / 2)
+    angle = check_entries(angle, inside, "angle", "lie in [0, π/2]", "Give radians.")
+    decay = gap * t
+    decay = check_entries(decay, decay >= 0, "t", "be ≥ 0", "Give gap ≥ 0 and t ≥ 0.")
+    return 2 / math.pi * jnp.arctan2(jnp.sin(angle), jnp.exp(-decay) * jnp.cos(angle))
 
 
 # ------------------------------------------------------------------ the functional E_p
@@ -429,7 +460,7 @@ def lyapunov_decay(
     K: ArrayLike,
     V: ArrayLike,
     *,
-    tol: float = 1e-6,
+    tol: float | None = None,
     dim: int | None = None,
 ) -> Float[Array, "..."]:
     """e^{−p(λ₁−λ₂)t/σ_max(B)}, by which E_p (`observables.lyapunov`) has decayed at least:
@@ -467,9 +498,9 @@ def lyapunov_decay(
         "`alignment_rates` for the rate at late times.",
     )
     gap = dominant_eigenspace(Q, K, V, tol=tol, dim=dim).gap
-    rate = gap / jnp.linalg.norm(B, ord=2)
-    moves = t > 0  # 0·∞ where E is everything
-    return jnp.where(moves, jnp.exp(-p * rate * jnp.where(moves, t, 1)), 1)
+    finite = jnp.isfinite(gap)  # else E is everything
+    rate = jnp.where(finite, gap, 0) / jnp.linalg.norm(B, ord=2)
+    return jnp.where(finite | (t == 0), jnp.exp(-p * rate * t), 0)
 
 
 def wasserstein_from_lyapunov(value: ArrayLike, p: ArrayLike) -> Float[Array, "..."]:

@@ -127,15 +127,15 @@ def invertible_matrices(Q: ArrayLike, K: ArrayLike, V: ArrayLike) -> Verdict:
     """Assumption 1 of *multiscale*: Q, K and V are square and invertible.
 
     Measured: the largest of their condition numbers σ_max/σ_min (∞ if Q and K are not
-    square), which must stay below 1/eps of the dtype: beyond it a matrix cannot be told from
-    a singular one. **Source:** *multiscale*, Assumption 1."""
+    square), which must stay below 1/(d·eps) of the dtype: beyond it a matrix cannot be told
+    from a singular one. **Source:** *multiscale*, Assumption 1."""
     Q, K, V = check_matrices(Q, K, V)
     numbers = [_condition(A) for A in (Q, K, V)]
     if Q.shape[0] != Q.shape[1]:
         numbers.append(jnp.asarray(jnp.inf, Q.dtype))
     return _judge(
         jnp.max(jnp.stack(numbers)),
-        1 / jnp.finfo(Q.dtype).eps,
+        1 / (Q.shape[1] * jnp.finfo(Q.dtype).eps),
         name="Assumption 1",
         statement="Q, K, V square and invertible",
         quantity="condition number",
@@ -145,13 +145,13 @@ def invertible_matrices(Q: ArrayLike, K: ArrayLike, V: ArrayLike) -> Verdict:
 
 def invertible_product(Q: ArrayLike, K: ArrayLike) -> Verdict:
     """Assumption A1 of *concentration*: B = QᵀK is invertible. Q and K may be k × d with
-    k ≥ d. Measured: its condition number, which must stay below 1/eps of the dtype.
+    k ≥ d. Measured: its condition number, which must stay below 1/(d·eps) of the dtype.
     **Source:** *concentration*, Assumption 1, A1."""
     Q = as_float(Q, "Q")
     Q, K, _ = check_matrices(Q, K, jnp.eye(Q.shape[-1] if Q.ndim else 1, dtype=Q.dtype))
     return _judge(
         _condition(matmul(Q.T, K)),
-        1 / jnp.finfo(Q.dtype).eps,
+        1 / (Q.shape[1] * jnp.finfo(Q.dtype).eps),
         name="Assumption A1",
         statement="QᵀK invertible",
         quantity="condition number",
@@ -162,7 +162,7 @@ def invertible_product(Q: ArrayLike, K: ArrayLike) -> Verdict:
 @jax.jit
 def _relative(part: Array, whole: Array) -> Array:
     """|part|/|whole| in the Frobenius norm, 0 for 0/0 and at most ∞."""
-    a, b = jnp.linalg.norm(part), jnp.linalg.norm(whole)
+    a, b = sphere.safe_norm(part.ravel()), sphere.safe_norm(whole.ravel())
     return jnp.where(a > 0, a / jnp.where(b > 0, b, 1) / (b > 0), 0)
 
 

@@ -166,11 +166,11 @@ def dobrushin_constants(
     **Source:** *multiscale*, Lemma 3.1 and Cor. 3.3 (constant not given)."""
     norm, top, _, _ = norms(Q, K, V)
     beta = check_scalar(beta, "beta", minimum=0.0).astype(norm.dtype)
-    return _dobrushin(norm, beta * top)
+    return dobrushin_of_norms(norm, beta * top)
 
 
 @jax.jit
-def _dobrushin(norm: Array, b: Array) -> DobrushinConstants:
+def dobrushin_of_norms(norm: Array, b: Array) -> DobrushinConstants:
     # The stationary point of b(1 + cos φ) + log(1 + 2b sin φ) is the zero on [0, π/2] of
     # the increasing function sin φ(1 + 2b sin φ) − 2cos φ: bisection.
     fixed = jax.lax.stop_gradient(b)
@@ -209,11 +209,9 @@ def log_dobrushin_bound(
     distance = check_scalar(distance, "distance", minimum=0.0, strict=True)
     log_rate = dobrushin_constants(Q, K, V, beta).log_rate
     ceiling = math.log(math.pi)
-    moves = t > 0
-    log_growth = jnp.log(jnp.where(moves, t, 1)) + log_rate
     # Where the growth overflows, the bound is π.
-    growth = jnp.exp(jnp.minimum(log_growth, jnp.log(jnp.finfo(log_rate.dtype).max) / 2))
-    return jnp.minimum(jnp.log(distance) + jnp.where(moves, growth, 0), ceiling)
+    rate = jnp.exp(jnp.minimum(log_rate, jnp.log(jnp.finfo(log_rate.dtype).max) / 2))
+    return jnp.minimum(jnp.log(distance) + rate * t, ceiling)
 
 
 # ----------------------------------------------------------- the Laplace principle, C10
@@ -284,6 +282,12 @@ def laplace_principle_bound(
         return _laplace_empirical(u, beta, points, weights, r, q)
     if isinstance(mu, AbstractMeasure):
         floor, _ = density_range(mu)
+        floor = refuse(
+            floor,
+            ~(floor > 0),
+            "Argument `mu` must have a density whose minimum does not underflow, but it is 0. "
+            "Give tokens, for example `mu.nodes(n)`.",
+        )
     else:
         floor = mu
     floor = check_floor(floor, "mu", x.shape[1]).astype(x.dtype)
@@ -367,7 +371,7 @@ def density_range(law: AbstractMeasure) -> tuple[Float[Array, ""], Float[Array, 
         value = jnp.asarray(1 / sphere.area(law.d), law.dtype)
         return value, value
     if isinstance(law, (VonMisesFisher, HeatKernel)):
-        return law.density(-law.mean), law.density(law.mean)
+        return jnp.exp(law.log_density(-law.mean)), law.density(law.mean)
     raise ValueError(
         "Argument `law` must be `Uniform`, `VonMisesFisher` or `HeatKernel`, whose extremes "
         f"are known, but is a {type(law).__name__}. Give bounds of its density as numbers."

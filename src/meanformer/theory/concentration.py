@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .. import special, sphere
-from ..checks import ArrayLike, as_float, check_scalar, refuse, shown
+from ..checks import ArrayLike, as_float, check_entries, check_scalar, refuse, shown
 from ..matrices import check_invertible, check_matrices, key_query_value, matmul
 from ..measures import AbstractLaw
-from .alignment import dominant_eigenspace
+from .alignment import dominant_eigenspace, lyapunov_moment
 from .bounds import check_floor, density_range, norms, peak
 
 # ------------------------------------------------- densities along the flow, Lemma 10 (C17)
@@ -69,7 +69,7 @@ def density_bounds(
     beta = check_scalar(beta, "beta", minimum=0.0, strict=True).astype(norm.dtype)
     t = as_float(t, "t").astype(norm.dtype)
     t = refuse(t, ~(t >= 0), f"Argument `t` must be ≥ 0, but is {shown(t)}.")
-    low = check_floor(minimum, "minimum", d).astype(norm.dtype)
+    low = check_floor(as_float(minimum, "minimum").astype(norm.dtype), "minimum", d)
     high = check_scalar(maximum, "maximum").astype(norm.dtype)
     high = refuse(
         high,
@@ -122,6 +122,7 @@ def barycentre_error_bound(
 
     (Derived: |m−v|² ≤ ∫|y−v|²dν ≤ ratio·∫|y−v|²dν_σ, σ uniform.) At most 2."""
     kappa, ratio = as_float(kappa, "kappa"), as_float(ratio, "ratio")
+    ratio = check_entries(ratio, ratio >= 1, "ratio", "be ≥ 1", "It is max µ/min µ.")
     square = 2 * ratio * special.mean_resultant_complement(d, kappa)
     return jnp.sqrt(jnp.minimum(square, 4))
 
@@ -220,9 +221,14 @@ def w2_bound(
     C2: ArrayLike,
     c: ArrayLike,
 ) -> Float[Array, "..."]:
-    """C₁√(log(β+1)/β)e^{Ct} + C₂e^{−ct} ≥ W₂(µ_t^β, π_E#µ₀). Arrays broadcast; β > 0, t ≥ 0
-    are not checked. **Source:** *concentration*, Theorem 1 (form reconstructed)."""
+    """C₁√(log(β+1)/β)e^{Ct} + C₂e^{−ct} ≥ W₂(µ_t^β, π_E#µ₀). Arrays broadcast.
+    **Raises:** `ValueError` for β ≤ 0 or t < 0. **Source:** *concentration*, Theorem 1 (form
+    reconstructed)."""
     t, beta = as_float(t, "t"), as_float(beta, "beta")
+    t = check_entries(t, t >= 0, "t", "be ≥ 0", "The bound holds forwards in time.")
+    beta = check_entries(
+        beta, beta > 0, "beta", "be > 0", "The bound is one for large β."
+    )
     C1, C2 = as_float(C1, "C1"), as_float(C2, "C2")
     C, c = as_float(C, "C"), as_float(c, "c")
     return C1 * _rate(beta) * jnp.exp(C * t) + C2 * jnp.exp(-c * t)
@@ -314,39 +320,16 @@ def _log_opening(y: Array) -> Array:
     return jnp.where(opens, l + jnp.log(-jnp.expm1(-l)), -jnp.inf)
 
 
-def uniform_moment(d: int, m: int, p: ArrayLike) -> Float[Array, "..."]:
-    """E_p(σ) = ∫(|x − P_Ex|/|P_Ex|)^p dσ(x) for the uniform law σ on S^{d−1} and dim E = m:
-
-        Γ((d−m+p)/2) Γ((m−p)/2) / (Γ((d−m)/2) Γ(m/2)),   finite for 0 ≤ p < m;  0 if m = d.
-
-    **Raises:** `ValueError` for p outside [0, m). (Derived: |P_⊥x|²/|P_Ex|² is a ratio of
-    χ² variables.) **Source:** *concentration*, Eq. (14), Example 3."""
-    d = sphere.check_dimension(d)
-    p = as_float(p, "p")
-    if m == d:
-        return jnp.zeros_like(p)
-    p = refuse(
-        p,
-        ~((p >= 0) & (p < m)),
-        f"Argument `p` must lie in [0, dim E) = [0, {m}), where the moment is finite, but "
-        f"is {shown(p)}. Use a smaller p (2 needs dim E ≥ 3).",
-    )
-    return _uniform_moment(d, m, p)
-
-
-@functools.partial(jax.jit, static_argnames=("d", "m"))
-def _uniform_moment(d, m, p):
-    gammaln = jax.scipy.special.gammaln
-    constant = math.lgamma((d - m) / 2) + math.lgamma(m / 2)
-    return jnp.exp(gammaln((d - m + p) / 2) + gammaln((m - p) / 2) - constant)
-
-
 def alignment_constant(p: ArrayLike) -> Float[Array, "..."]:
     """C_p = max_θ (2 − 2cos θ)/tan^p θ for 0 < p ≤ 2, the constant of W₂²(µ, π_E#µ) ≤ C_pE_p(µ):
     2(1−g)(g²/(1−g²))^{p/2} at g = cos θ = (√(1+4p) − 1)/2; C₂ = 1, C₁ = 0.6006.
 
-    **Source:** *concentration*, Lemma 7 (p = 2)."""
-    return _alignment_constant(as_float(p, "p"))
+    For p > 2 there is none. **Source:** *concentration*, Lemma 7 (p = 2)."""
+    p = as_float(p, "p")
+    good = (p > 0) & (p <= 2)
+    return _alignment_constant(
+        check_entries(p, good, "p", "lie in (0, 2]", "See `wasserstein_from_lyapunov`.")
+    )
 
 
 @jax.jit
@@ -398,11 +381,15 @@ def concentration_bound(
     space = dominant_eigenspace(Q, K, V, dim=dim)
     m = space.dim
     p = check_scalar(min(2.0, 0.9 * m) if p is None else p, "p")
+    free = m == d or moment is not None
     p = refuse(
-        p, ~((p > 0) & (p <= 2)), f"Argument `p` must lie in (0, 2], but is {shown(p)}."
+        p,
+        ~((p > 0) & (p <= 2) & (free | (p < m))),
+        f"Argument `p` must lie in (0, 2] and below dim E = {m}, where the moment is finite, but "
+        f"is {shown(p)}. Use a smaller p (2 needs dim E ≥ 3).",
     )
     if moment is None:
-        moment = density_range(law)[1] * sphere.area(d) * uniform_moment(d, m, p)
+        moment = density_range(law)[1] * sphere.area(d) * lyapunov_moment(d, m, p)
     moment = check_scalar(moment, "moment", minimum=0.0)
     low = check_floor(density_range(law)[0] if minimum is None else minimum, "minimum", d)
     gap = space.gap if m < d else jnp.zeros_like(norm)  # m = d: C₂ = 0

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .. import harmonics, special, sphere
+from .. import harmonics, sphere
 from ..checks import (
     ArrayLike,
     as_float,
@@ -29,8 +29,10 @@ from ..checks import (
     refuse,
     shown,
 )
+from ..matrices import matmul
 from ..measures import AbstractLaw, Empirical, Uniform
 from .heat import HeatMixture, check_sign, log_smoothing_multipliers
+from .tilted import log_normaliser
 
 # ------------------------------------------------------------------ the limits
 
@@ -43,6 +45,12 @@ def rescaled_field_limit(x: ArrayLike, law: Any, sign: int) -> Float[Array, "n d
     paper. **Source:** *multiscale*, Lemma B.1 and Cor. B.2; the factor β is missing in the
     proof of its Prop. 3.9, where χ_β = ∇(W_β*µ)/(W_β*µ) is written."""
     x, law = _check_point_and_law(x, law)
+    x = refuse(
+        x,
+        ~jnp.isfinite(law.log_density(x)),
+        "Argument `x` must lie where the density of `law` is positive and resolved, but a "
+        "point does not. Stay nearer to its mass.",
+    )
     return check_sign(sign) * _gradient(x, law, log=True)
 
 
@@ -68,13 +76,11 @@ def _gradient(x: Array, law: AbstractLaw, log: bool) -> Array:
 def log_usa_speed(beta: ArrayLike, d: int) -> Float[Array, "..."]:
     """log Z_β, Z_β = (1/β)∫e^{β⟨x,y⟩}dσ(y) = (2π)^{d/2} β^{−d/2} I_{d/2−1}(β): how much faster
     (USA) moves than `porous_medium_velocity`. β > 0. **Source:** *multiscale*, Rem. 3.10."""
-    d = sphere.check_dimension(d)
     beta = as_float(beta, "beta")
     beta = refuse(
         beta, ~(beta > 0), f"Argument `beta` must be > 0, but is {shown(beta)}."
     )
-    log_mean = beta + special.log_bessel(d / 2 - 1, beta)
-    return log_mean + math.log(sphere.area(d)) - jnp.log(beta)
+    return log_normaliser(d, beta) - jnp.log(beta)
 
 
 def barenblatt_density(
@@ -100,8 +106,9 @@ def barenblatt_density(
         f"Argument `t` must be > 0, but is {shown(t)}. At t = 0 all mass is at one point.",
     )
     # ∫(C − ξ²/2(n+2))₊ = C (2(n+2)C)^{n/2} |B_n| 2/(n+2), |B_n| the volume of the unit ball.
-    ball = math.pi ** (n / 2) / math.gamma(n / 2 + 1)
-    C = (mass * (n + 2) / (2 * ball * (2 * n + 4) ** (n / 2))) ** (2 / (n + 2))
+    log_ball = n / 2 * math.log(math.pi) - math.lgamma(n / 2 + 1)
+    rest = math.log((n + 2) / 2) - log_ball - n / 2 * math.log(2 * n + 4)
+    C = jnp.exp(2 / (n + 2) * (jnp.log(mass) + rest))
     scale = t ** (-1 / (n + 2))
     return scale**n * jnp.maximum(C - (r * scale) ** 2 / (2 * n + 4), 0)
 
@@ -234,7 +241,7 @@ class _Series(eqx.Module):
 
         q = jnp.matmul(x, self.means.T, precision=jax.lax.Precision.HIGHEST)
         value, slope = jax.jvp(zonal, (q,), (jnp.ones_like(q),))
-        return jnp.sum(value, axis=1), sphere.project(x, slope @ self.means)
+        return jnp.sum(value, axis=1), sphere.project(x, matmul(slope, self.means))
 
     def all(self, x: Float[Array, "n d"], gains: Float[Array, "g l"]):
         """The same for several gains at once, along a new first axis."""

@@ -10,14 +10,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..checks import ArrayLike, as_float, check_count, refuse, shown
+from ..matrices import matmul
+from .metastability import check_model
 
 
 def _check_equiangular(
     n: int, beta: ArrayLike, model: str, **rho: ArrayLike
 ) -> tuple[int, Array, list[Array]]:
     n = check_count(n, "n", 2)
-    if model not in ("SA", "USA"):
-        raise ValueError(f'Argument `model` must be "SA" or "USA", but is {model!r}.')
+    model = check_model(model)
     beta = as_float(beta, "beta")
     beta = refuse(
         beta,
@@ -39,12 +40,12 @@ def _check_equiangular(
 
 
 def equiangular_rate(
-    rho: ArrayLike, n: int, beta: ArrayLike, model: str = "SA", *, log: bool = False
+    rho: ArrayLike, n: int, beta: ArrayLike, model: str = "sa", *, log: bool = False
 ) -> Float[Array, "..."]:
     """ρ̇ = 2w(ρ)(1−ρ)(1+(n−1)ρ), the exact law of n tokens of equal weight whose pairwise
     inner products are all ρ, for QᵀK = V = I (V = vI: times v; QᵀK = bI: β is bβ), with
 
-        w = e^{βρ}/(e^β + (n−1)e^{βρ})  for "SA",     w = e^{βρ}/n  for "USA".
+        w = e^{βρ}/(e^β + (n−1)e^{βρ})  for "sa",     w = e^{βρ}/n  for "usa".
 
     ẋ_i = w Σ_{j≠i}(x_j − ρx_i) keeps all angles equal, and ρ̇ = 2⟨ẋ_i, x_k⟩. Needs n ≤ d
     dimensions. **Arguments:** `rho` ∈ [−1/(n−1), 1] and `beta` ≥ 0, arrays that broadcast;
@@ -55,11 +56,12 @@ def equiangular_rate(
 
 @functools.partial(jax.jit, static_argnames=("n", "model", "log"))
 def _equiangular_rate(rho: Array, beta: Array, n: int, model: str, log: bool) -> Array:
-    if model == "SA":
+    if model == "sa":
         log_w = -jnp.logaddexp(beta * (1 - rho), math.log(n - 1))
     else:
         log_w = beta * rho - math.log(n)
-    open_ends = (1 - rho) * jnp.maximum(1 + (n - 1) * rho, 0)
+    simplex = 1 + (n - 1) * rho
+    open_ends = (1 - rho) * jnp.where(simplex < 0, 0, simplex)
     if log:
         return math.log(2) + log_w + jnp.log(open_ends)
     return 2 * jnp.exp(log_w) * open_ends
@@ -86,7 +88,7 @@ def equiangular_time(
     rho1: ArrayLike,
     n: int,
     beta: ArrayLike,
-    model: str = "SA",
+    model: str = "sa",
     *,
     log: bool = False,
 ) -> Float[Array, "..."]:
@@ -94,10 +96,10 @@ def equiangular_time(
 
     With u = log((1+(n−1)ρ)/(1−ρ)), in which du = n dρ/((1−ρ)(1+(n−1)ρ)),
 
-        T = ∫(e^{β(1−ρ)} + n − 1)du/(2n) for "SA",    T = ½∫e^{−βρ}du for "USA",
+        T = ∫(e^{β(1−ρ)} + n − 1)du/(2n) for "sa",    T = ½∫e^{−βρ}du for "usa",
 
     by Gauss rules on 72 panels, relative to the largest exponential. For β → ∞
-    T ≈ e^{β(1−ρ0)}/(2β(1−ρ0)(1+(n−1)ρ0)) for "SA": leaving ρ0 = 0 takes e^β/2β.
+    T ≈ e^{β(1−ρ0)}/(2β(1−ρ0)(1+(n−1)ρ0)) for "sa": leaving ρ0 = 0 takes e^β/2β.
 
     **Arguments:** `rho0`, `rho1` inside (−1/(n−1), 1), where T is finite, and `beta` from 0
     to 1e6, arrays that broadcast; T < 0 for ρ1 < ρ0. `log`: log|T|, which does not overflow.
@@ -119,7 +121,8 @@ def _equiangular_time(
     rho0: Array, rho1: Array, beta: Array, n: int, model: str, log: bool
 ) -> Array:
     rho0, rho1, beta = jnp.broadcast_arrays(rho0, rho1, beta)
-    low, high = jnp.minimum(rho0, rho1), jnp.maximum(rho0, rho1)
+    back = rho1 < rho0
+    low, high = jnp.where(back, rho1, rho0), jnp.where(back, rho0, rho1)
     s, r = 1 - low, (1 + (n - 1) * low) / (n - 1)
     length = jnp.log1p((high - low) / r) + jnp.log1p((high - low) / (1 - high))  # in u
     # β(ρ(u) − ρ(low)) with ρ(u) − ρ(low) = s r (1 − e^{−δ})/(r + s e^{−δ}), δ = u − u(low).
@@ -129,18 +132,18 @@ def _equiangular_time(
         delta = start[..., None] + span[..., None] * jnp.asarray(fraction, span.dtype)
         scaled = beta[..., None] * s[..., None] * r[..., None]
         fall = -jnp.expm1(-delta) / (r[..., None] + s[..., None] * jnp.exp(-delta))
-        return jnp.exp(-scaled * fall) @ jnp.asarray(weight, span.dtype)
+        return matmul(jnp.exp(-scaled * fall), jnp.asarray(weight, span.dtype))
 
     share = near / jnp.where(length > 0, length, 1)
     share = jnp.where(length > 0, share, 1)
     mean = share * panel_mean(_GRADED, _GRADED_W, 0 * near, near)
     mean += (1 - share) * panel_mean(_EQUAL, _EQUAL_W, near, length - near)
-    if model == "SA":
+    if model == "sa":
         log_mean = jnp.logaddexp(beta * s + jnp.log(mean), math.log(n - 1))
         log_mean -= math.log(2 * n)
     else:
         log_mean = jnp.log(mean) - beta * low - math.log(2)
     if log:
         return jnp.log(length) + log_mean
-    sign = jnp.where(rho1 < rho0, -1, 1)
+    sign = jnp.where(back, -1, 1)
     return sign * length * jnp.exp(log_mean)

@@ -17,7 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import ArrayLike, as_float, check_count, check_finite, check_scalar, refuse
+from ..checks import (
+    ArrayLike,
+    as_float,
+    check_count,
+    check_finite,
+    check_scalar,
+    refuse,
+    shown,
+)
 from ..matrices import matmul
 
 
@@ -65,6 +73,13 @@ class GrenierExpansion(eqx.Module):
         t = check_scalar(t, "t", minimum=0.0).astype(dtype)
         alpha = check_scalar(alpha, "alpha").astype(dtype)
         powers = alpha ** jnp.arange(1, K + 1)
+        largest = jnp.max(self.exponents) * t
+        t = refuse(
+            t,
+            ~(largest < math.log(float(jnp.finfo(dtype).max)) - 1),
+            f"Argument `t` must be small enough for e^(γt) not to overflow {dtype}, but the "
+            f"largest exponent is {shown(largest)}. The expansion is for αe^(γt) ≪ 1.",
+        )
         growth = jnp.exp(self.exponents * t)
         return matmul(powers, matmul(self.coefficients[:K], growth))
 

@@ -18,12 +18,14 @@ from ..checks import (
     ArrayLike,
     as_float,
     check_count,
+    check_entries,
     check_finite,
     check_scalar,
     is_traced,
     refuse,
     shown,
 )
+from ..matrices import matmul
 from ..measures import (
     Empirical,
     HeatKernel,
@@ -86,13 +88,11 @@ def heat_variance(
     **Raises:** `ValueError` for a backward time past the blow-up of a component (traced: at
     run time). **Source:** *multiscale*, Eqs. (6), (7)."""
     gamma = check_sign(sign)
-    s0 = as_float(variance, "variance")
+    s0 = _check_variance(variance)
     s = s0 - gamma * 2 * heat_time(t, beta, lambda1, lambda2)
     late = "does not"
     if not is_traced(s):
-        late = (
-            f"is {float(jnp.max(blow_up_time(-s, beta, lambda1, lambda2))):.6g} past it"
-        )
+        late = f"is {float(jnp.max(_blow_up(-s, beta, lambda1, lambda2))):.6g} past it"
     return refuse(
         s,
         ~(s > 0),
@@ -109,8 +109,17 @@ def blow_up_time(
 ) -> Float[Array, "..."]:
     """t = βλ₁σ₀²/(2λ₂), when a component of variance σ₀² collapses in the backward heat
     flow. **Source:** *multiscale*, after Eq. (7), in units of the flow."""
+    return _blow_up(_check_variance(variance), beta, lambda1, lambda2)
+
+
+def _blow_up(variance, beta, lambda1, lambda2) -> Array:
     kappa, lambda2 = check_rates(beta, lambda1, lambda2)
-    return kappa * as_float(variance, "variance") / (2 * lambda2)
+    return kappa * variance / (2 * lambda2)
+
+
+def _check_variance(variance: ArrayLike) -> Array:
+    s = as_float(variance, "variance")
+    return check_entries(s, s >= 0, "variance", "be ≥ 0", "Use σ², or 2s of a heat time.")
 
 
 def closure_variance(
@@ -317,7 +326,7 @@ def wrapped_mixture_density(
 @jax.jit
 def _density(theta: Array, m: Array, s: Array, a: Array) -> Array:
     logs = jax.vmap(log_wrapped_normal)(theta[None] - m[:, None], s)
-    return a @ jnp.exp(logs)
+    return matmul(a, jnp.exp(logs))
 
 
 def wrapped_mixture_mass(
@@ -328,17 +337,22 @@ def wrapped_mixture_mass(
 ) -> Float[Array, " g-1"]:
     """Mass of the wrapped mixture between consecutive angles `edges`: what a histogram
     counts, without the error of taking the density at mid-bin. For variances up to 10."""
-    return _bin_mass(jnp.asarray(edges), *_mixture(means, variances, weights))
+    m, s, a = _mixture(means, variances, weights)
+    s = check_entries(
+        s, s <= 10, "variances", "be at most 10", "Beyond, the law is uniform to 1 %."
+    )
+    return _bin_mass(jnp.asarray(edges), m, s, a)
 
 
 @jax.jit
 def _bin_mass(edges: Array, m: Array, s: Array, a: Array) -> Array:
+    m = m - 2 * math.pi * jnp.round((m - (edges[0] + edges[-1]) / 2) / (2 * math.pi))
     turns = 2 * math.pi * jnp.arange(-4, 5, dtype=edges.dtype)
     z = (edges[None, None] + turns[None, :, None] - m[:, None, None]) / jnp.sqrt(s)[
         :, None, None
     ]
     cdf = jnp.sum(jax.scipy.special.ndtr(z), axis=1)
-    return a @ jnp.diff(cdf, axis=-1)
+    return matmul(a, jnp.diff(cdf, axis=-1))
 
 
 def _mixture(means, variances, weights) -> tuple[Array, Array, Array]:

@@ -22,7 +22,7 @@ from ..checks import (
     refuse,
     shown,
 )
-from .heat import blow_up_time, check_rates
+from .heat import blow_up_time, check_rates, log_smoothing_multipliers
 from .metastability import growth_rates
 
 # ------------------------------------------------------------------ noise
@@ -76,10 +76,64 @@ def noise_time(
                 "on it. 20 + √(2βλ₁(40 + 4d)) is enough."
             )
         known = float(np.asarray(beta)) * float(np.asarray(lambda1))
-        degrees = 20 + math.ceil(math.sqrt(2 * known * (40 + 4 * d)))
+        degrees = enough_degrees(known, d)
     degrees = check_count(degrees, "degrees")
+    seen = sampling_noise(n, kappa, d, density=density, degrees=degrees)
+    n = refuse(
+        n,
+        ~(seen < level),
+        "Argument `n` must be large enough for noise that has yet to grow, but attention sees "
+        f"relative fluctuations of {shown(seen)} from the start, at least `level`. More "
+        "tokens, or a smaller β.",
+    )
     log_target = jnp.log(n * density) + math.log(sphere.area(d)) + 2 * jnp.log(level)
-    return _noise_time(log_target, kappa, d, degrees) / lambda2
+    return _noise_time(log_target.astype(kappa.dtype), kappa, d, degrees) / lambda2
+
+
+def enough_degrees(kappa: float, d: int) -> int:
+    """Degrees beyond which e^{−l(l+d−2)/2κ} dim_l is below rounding."""
+    return 20 + math.ceil(math.sqrt(2 * kappa * (40 + 4 * d)))
+
+
+def cluster_density(
+    variance: Array, d: int, share: Array | float = 1.0
+) -> Float[Array, "..."]:
+    """Density at the centre of a Gaussian cluster with this share of the mass, on S^{d−1} at
+    least that of the uniform law."""
+    peak = share * (2 * math.pi * variance) ** (-(d - 1) / 2)
+    return jnp.maximum(peak, 1 / sphere.area(d))
+
+
+def sampling_noise(
+    n: ArrayLike,
+    kappa: ArrayLike,
+    d: int = 2,
+    *,
+    density: ArrayLike | None = None,
+    degrees: int | None = None,
+) -> Float[Array, ""]:
+    """The relative fluctuation of the density that attention at κ = βλ₁ sees in n independent
+    tokens: the root of Σ_{l≥1} dim_l (I_{l+d/2−1}/I_{d/2−1})²(κ)/(n·µ·|S^{d−1}|), about
+    (κ/(4πn²µ²))^{1/4} on S¹. Where it is not small, tokens are no density for attention.
+
+    **Arguments:** as in `noise_time`. (Derived: the noise of degree l has the mean square
+    dim_l/(n·µ·|S^{d−1}|) and is smoothed by that ratio.)"""
+    d = sphere.check_dimension(d)
+    n = check_scalar(n, "n", minimum=1.0)
+    kappa = check_scalar(kappa, "kappa", minimum=0.0, strict=True)
+    density = 1 / sphere.area(d) if density is None else density
+    density = check_scalar(density, "density", minimum=0.0, strict=True)
+    if degrees is None:
+        if is_traced(kappa):
+            raise ValueError(
+                "Argument `degrees` must be given for a traced `kappa`, because shapes depend "
+                "on it. 20 + √(2κ(40 + 4d)) is enough."
+            )
+        degrees = enough_degrees(float(kappa), d)
+    dims = np.log(harmonics.harmonic_dimension(d, degrees + 1)[1:])
+    logs = 2 * log_smoothing_multipliers(degrees + 1, kappa, d)[1:]
+    total = jax.nn.logsumexp(logs + jnp.asarray(dims, logs.dtype))
+    return jnp.exp((total - jnp.log(n * density * sphere.area(d))) / 2)
 
 
 @functools.partial(jax.jit, static_argnames=("d", "degrees"))
@@ -151,15 +205,15 @@ def heat_phase_end(
     backward heat flow (V = +λ₂I): at its collapse or, for large β, in noise before.
 
     Arguments as `noise_time`; `density` is by default that of one cluster with all the mass
-    at its centre, (2πσ²)^{−(d−1)/2}. Both times are leading orders: at σ = .4, n = 10⁴ and
-    β = 50/200/400/1000 they give 4.0/5.5/5.3/4.9 (noise limits the last three), and simulated
-    clusters are half as wide as the kernel at 4.7/6.2/6.0/4.8, tight from 7.5 on. With
-    V = −λ₂I noise decays and nothing ends the phase but uniformity. **Source:** *multiscale*,
-    Sec. 3.3 for the collapse; the noise is derived."""
+    at its centre, (2πσ²)^{−(d−1)/2}, or the uniform one if that is more. Both times are
+    leading orders: at σ = .4, n = 10⁴ and β = 50/200/400/1000 they give 4.0/5.5/5.3/4.9
+    (noise limits the last three), and simulated clusters are half as wide as the kernel at
+    4.7/6.2/6.0/4.8, tight from 7.5 on. With V = −λ₂I noise decays and nothing ends the phase
+    but uniformity. **Source:** *multiscale*, Sec. 3.3 for the collapse; the noise is derived."""
     variance = check_scalar(variance, "variance", minimum=0.0, strict=True)
     d = sphere.check_dimension(d)
     if density is None:
-        density = (2 * math.pi * variance) ** (-(d - 1) / 2)
+        density = cluster_density(variance, d)
     collapse = blow_up_time(variance, beta, lambda1, lambda2)
     noise = noise_time(
         n,

@@ -17,7 +17,6 @@ from .pairing import (
     NO_MASS,
     along,
     balance,
-    check_open,
     limit_angle,
     log_merge_time,
     meeting_point,
@@ -80,7 +79,13 @@ def pairing_limit(
     weights = _check_masses(weights, x)
     near = _check_unique(closest_pair(x))
     s = check_scalar(s, "s", minimum=0.0).astype(x.dtype)
-    angle = check_open(near.angle)
+    near = refuse(
+        near,
+        ~((near.angle > 0) & (near.angle < math.pi * (1 - 1e-7))),
+        "Argument `x` must hold clusters that are neither coincident nor antipodal, but the "
+        f"closest pair is at the angle {shown(near.angle)}. Merge coincident clusters first.",
+    )
+    angle = near.angle
     return _limit(x, s, weights, near.pair, angle)
 
 
@@ -210,7 +215,7 @@ def merge_sequence(
     contact = check_entries(
         contact, contact < math.pi / 2, "contact", "be below π/2", "Give a small angle."
     )
-    merges = _sequence(x, weights, beta, contact)
+    merges = all_merges(x, weights, beta, contact)
     return refuse(
         merges,
         jnp.isposinf(merges.log_times),
@@ -220,7 +225,7 @@ def merge_sequence(
 
 
 @jax.jit
-def _sequence(x: Array, weights: Array, beta: Array, contact: Array) -> MergeSequence:
+def all_merges(x: Array, weights: Array, beta: Array, contact: Array) -> MergeSequence:
     m, d = x.shape
     indices = jnp.arange(2 * m - 1)
     points = jnp.zeros((2 * m - 1, d), x.dtype).at[:m].set(x).at[m:, 0].set(1)

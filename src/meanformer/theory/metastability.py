@@ -34,6 +34,7 @@ from ..checks import (
     refuse,
     shown,
 )
+from .bounds import dobrushin_of_norms
 
 # ------------------------------------------------------------------------ growth rates
 
@@ -251,15 +252,11 @@ def dobrushin_rate(
 ) -> Float[Array, "..."]:
     """L in W₁(µ_t, ν_t) ≤ e^{Lt} W₁(µ_0, ν_0), on the sphere of any dimension, QᵀK = V = I.
 
-        USA:  L = 2e^β,
-        SA:   L = C₁ + e^{2β}(1 + 2√(β/e)),   C₁ = β + 1/(4β) (β ≥ ½), 1 (β ≤ ½).
+        USA:  L = 2e^β;   SA:  L = `dobrushin_constants` of σ₁ = ‖V‖ = 1.
 
-    L is the largest derivative of the velocity in x plus that in the measure. (USA): both
+    L is the largest derivative of the velocity in x plus that in the measure. For (USA) both
     are sup‖Hess e^{β⟨x,y⟩}/β‖ = max_q e^{βq} max(|q|, |β(1−q²) − q|) = e^β, as on S¹, where it
-    is sup|h''|. (SA), derived: Hess log Z/β = β Cov(P_xY) − ⟨x, EY⟩ lies between −1 and
-    β(1−c²) − c for c = ⟨x, EY⟩, which is C₁ and attained. A token y of weight w that moves
-    by η moves the velocity by at most w|η| e^{βq}/Z · (1 + 2β|P_yx|) with q = ⟨x,y⟩, Z ≥ e^{−β}
-    and 2β√(1−q²) e^{−β(1−q)} ≤ 2√(β/e).
+    is sup|h''|.
 
     With `log` = True returns log L. **Source:** *metastable*, Thms A.1, A.4; Thm A.4 names
     the constant of (USA) for (SA)."""
@@ -269,23 +266,9 @@ def dobrushin_rate(
 
 @functools.partial(jax.jit, static_argnames=("usa", "log"))
 def _dobrushin(beta: Array, usa: bool, log: bool) -> Array:
-    if usa:
-        scaled, exponent = jnp.full_like(beta, 2.0), beta
-    else:
-        wide = jnp.maximum(beta, 0.5)
-        positive = jnp.where(beta > 0, beta, 1)
-        root = jnp.where(beta > 0, jnp.sqrt(positive / math.e), 0)
-        exponent = 2 * beta
-        scaled = (wide + 1 / (4 * wide)) * jnp.exp(-exponent) + 1 + 2 * root
-    return jnp.log(scaled) + exponent if log else scaled * jnp.exp(exponent)
-
-
-def dobrushin_bound(
-    t: ArrayLike, beta: ArrayLike, model: str = "usa"
-) -> Float[Array, "..."]:
-    """log of the factor e^{Lt} by which W₁ between two laws can grow until time t ≥ 0, with L
-    of `dobrushin_rate`. **Source:** *metastable*, Thm A.4."""
-    return dobrushin_rate(beta, model) * check_nonnegative(t, "t")
+    one = jnp.ones_like(beta)
+    log_rate = math.log(2) + beta if usa else dobrushin_of_norms(one, beta).log_rate
+    return log_rate if log else jnp.exp(log_rate)
 
 
 def antipodal_growth(beta: ArrayLike) -> Float[Array, "..."]:

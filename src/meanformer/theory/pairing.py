@@ -64,7 +64,8 @@ def _speed(angle: Array, beta: Array, g: Array, log: bool) -> Array:
     sine, cosine = _half_angle(angle)
     E = 2 * beta * sine**2
     if log:
-        return jnp.log(jnp.abs(2 * sine * cosine)) - _log_slowness(E, g)
+        cosine = jnp.where(cosine >= 0, cosine, -cosine)  # the rounding of π
+        return math.log(2) + jnp.log(sine) + jnp.log(cosine) - _log_slowness(E, g)
     return 2 * sine * cosine * jnp.exp(-_log_slowness(E, g))
 
 
@@ -212,7 +213,8 @@ def _positions(angle: Array, delta: Array) -> tuple[Array, Array, Array]:
 
 def _nodes(angle: Array, D: Array, beta: Array) -> tuple[Array, Array]:
     """Nodes δ in (0, D) and weights of a composite Gauss rule, with panels no longer than
-    D/16 on which E varies by at most 4, as long as it matters. They move with D, and with
+    D/16 (30/16, and one beyond δ = 30, where nothing changes any more) on which E varies by
+    at most 4, as long as it matters. They move with D, and with
     nothing else that is differentiated: a rule for every derivative of the integrand."""
     fixed = jax.lax.stop_gradient
     sine, cosine = _half_angle(fixed(angle))
@@ -222,6 +224,7 @@ def _nodes(angle: Array, D: Array, beta: Array) -> tuple[Array, Array]:
     m = jnp.asarray(_FALLS, D.dtype) / (cosine**2 * jnp.where(reached, rest, 1))
     cuts = jnp.where(reached, jnp.log1p(m) / (2 * fixed(D)), 1)
     even = jnp.linspace(0, 1, _PANELS + 1, dtype=D.dtype)
+    even = jnp.append(even * jnp.minimum(1, 30 / fixed(D)), 1)
     edges = jnp.sort(jnp.concatenate([even, jnp.minimum(cuts, 1)]))
     half = jnp.diff(edges)[:, None] / 2
     nodes = (edges[:-1, None] + half * (1 + jnp.asarray(_GAUSS_X, D.dtype))).ravel()

@@ -51,7 +51,7 @@ def _fourier(theta: Array, weights: Array, degree: int) -> Array:
 
 
 def cluster_positions(coefficient: ArrayLike, k: int) -> Float[Array, "... k"]:
-    """(2πj − arg µ̂_k)/k, j = 0 … k−1, in [−π, π): where k clusters form, from the initial
+    """(2πj − arg µ̂_k)/k, j = 0 … k−1, in [−π, π]: where k clusters form, from the initial
     Fourier coefficient µ̂_k of the dominant mode, 2|µ̂_k| cos(kθ + arg µ̂_k).
 
     **Arguments:** `coefficient`, complex, any shape, not 0 (no position is preferred then).

@@ -38,14 +38,20 @@ from .assumptions import (
     scalar_on_dominant,
     symmetric_dominance,
 )
-from .heat_end import heat_phase_end, noise_time
-from .merging import MergeSequence, merge_sequence
+from .heat_end import (
+    cluster_density,
+    enough_degrees,
+    heat_phase_end,
+    noise_time,
+    sampling_noise,
+)
+from .merging import MergeSequence, all_merges
 from .metastability import most_unstable
 from .pairing import merge_time
 from .stationary import bipartite_rates, consensus_rates
 
 _CLUSTERS = 64  # an `Empirical` of at most so many tokens counts as clusters
-_CONTACT = 1e-2  # the angle at which clusters count as merged
+_CONTACT = 1e-2  # the angle at which clusters count as merged, or .1/√κ if less
 
 
 class AlignmentPhase(eqx.Module):
@@ -206,7 +212,7 @@ def predict(
             "decide which phases occur. Use `predict` outside of `jit` and `vmap`; the "
             "functions that it is made of work inside."
         )
-    space = dominant_eigenspace(Q, K, V, tol=tol, dim=_dimension(Q, K, V, tol))
+    space = dominant_eigenspace(Q, K, V, dim=_dimension(Q, K, V))
     on_E = scalar_on_dominant(Q, K, V, space, tol=tol)
     clusters = _clusters(law)
     heat = _heat(space, on_E, beta, n, clusters, _smooth(law))
@@ -242,9 +248,9 @@ def _check_law(law: Any, d: int) -> AbstractLaw | Empirical:
     return law
 
 
-def _dimension(Q: Array, K: Array, V: Array, tol: float) -> int:
+def _dimension(Q: Array, K: Array, V: Array) -> int:
     """dim E, from values."""
-    return dominant_eigenspace(_fixed(Q), _fixed(K), _fixed(V), tol=tol).dim
+    return dominant_eigenspace(_fixed(Q), _fixed(K), _fixed(V)).dim
 
 
 def _tokens(law: AbstractLaw | Empirical, key: PRNGKeyArray | None) -> Empirical:
@@ -274,7 +280,7 @@ def _alignment(Q, K, V, beta, space, tokens, angle, probabilities, tol) -> Align
         reason = "E is everything: all eigenvalues of VKᵀQ have one real part"
     else:
         reason = ""
-        options = {"tol": tol, "dim": space.dim}
+        options = {"dim": space.dim}
         times = alignment_quantiles(tokens, angle, Q, K, V, probabilities, **options)
         rates = alignment_rates(Q, K, V, **options)
     return AlignmentPhase(
@@ -296,9 +302,10 @@ def _heat(space, on_E, beta, n, clusters, smooth: bool) -> HeatPhase:
     spreads = bool(_fixed(on_E.sign) < 0)
     reason, limited_by = "", ""
     variance = time = collapse = halving = noise = None
-    kappa = float(_fixed(beta * on_E.lambda1))
-    degrees = 20 + math.ceil(math.sqrt(2 * max(kappa, 0) * (40 + 4 * k)))  # `noise_time`
+    degrees = enough_degrees(max(float(_fixed(beta * on_E.lambda1)), 0.0), k)
     scales = {"lambda1": on_E.lambda1, "lambda2": on_E.lambda2, "degrees": degrees}
+    fixed_scale = (_fixed(beta * on_E.lambda1),)
+    too_few = "n tokens are fewer than the waves that attention at this β resolves"
     if k == 1:
         reason = "E is a line, on which tokens are two points"
     elif not on_E:
@@ -309,19 +316,26 @@ def _heat(space, on_E, beta, n, clusters, smooth: bool) -> HeatPhase:
         time = beta * on_E.lambda1 / (on_E.lambda2 * (k - 1))
         limited_by = "spreading"
     elif clusters is None:
-        time = noise = noise_time(n, beta, k, **scales)
-        limited_by = "noise"
+        if bool(sampling_noise(n, *fixed_scale, k, degrees=degrees) >= 1):
+            reason = too_few
+        else:
+            time = noise = noise_time(n, beta, k, **scales)
+            limited_by = "noise"
     else:
         narrowest = int(jnp.argmin(_fixed(clusters.variances)))
         variance = clusters.variances[narrowest]
         share = clusters.weights[narrowest]
-        peak = jnp.maximum(
-            share * (2 * math.pi * variance) ** (-(k - 1) / 2), 1 / sphere.area(k)
-        )
-        end = heat_phase_end(variance, n, beta, k, density=peak, **scales)
-        time, collapse, noise, limited_by = end.time, end.collapse, end.noise, end.reason
-        size = beta * on_E.lambda1 * variance
-        halving = (0.75 * size + math.log(4)) / (2 * on_E.lambda2)
+        peak = cluster_density(variance, k, share)
+        if bool(
+            sampling_noise(n, *fixed_scale, k, density=_fixed(peak), degrees=degrees) >= 1
+        ):
+            reason = too_few
+        else:
+            end = heat_phase_end(variance, n, beta, k, density=peak, **scales)
+            time, collapse, noise = end.time, end.collapse, end.noise
+            limited_by = end.reason
+            size = beta * on_E.lambda1 * variance
+            halving = (0.75 * size + math.log(4)) / (2 * on_E.lambda2)
     return HeatPhase(
         on_E=on_E,
         variance=variance,
@@ -339,6 +353,7 @@ def _pairing(space, on_E, beta, clusters, heat: HeatPhase) -> PairingPhase:
     merges = log_times = angles = None
     count = 0
     kappa, log_unit = beta * on_E.lambda1, jnp.log(on_E.lambda2)
+    contact = min(_CONTACT, 0.1 / math.sqrt(max(float(_fixed(kappa)), 1.0)))
     if space.dim == 1:
         reason = "tokens end at two antipodal points"
     elif not on_E:
@@ -357,13 +372,22 @@ def _pairing(space, on_E, beta, clusters, heat: HeatPhase) -> PairingPhase:
                 "of the uniform law); the time is that of two such neighbours"
             )
             angles = jnp.full(1, 2 * math.pi / count, beta.dtype)
-            log_times = merge_time(angles, _CONTACT, kappa, log=True) - log_unit
-    elif _antipodal(points):
-        count, reason = len(points), "two of the clusters are antipodal, and rest"
+            log_times = merge_time(angles, contact, kappa, log=True) - log_unit
     else:
         count, reason = len(points), "clusters where µ₀ has them, with its weights"
-        merges = merge_sequence(points, clusters.weights, kappa, _CONTACT)
-        log_times, angles = merges.log_times - log_unit, merges.angles
+        merges = all_merges(points, clusters.weights, kappa, contact)
+        finite = int(
+            jnp.sum(
+                jnp.isfinite(_fixed(merges.angles + merges.masses))
+                & (_fixed(merges.log_times) < jnp.inf)
+            )
+        )
+        log_times, angles = merges.log_times[:finite] - log_unit, merges.angles[:finite]
+        if finite < count - 1:
+            reason += "; in the end two are antipodal, and rest"
+        if finite == 0:
+            merges = log_times = angles = None
+            reason = "the two clusters are antipodal, and rest"
     return PairingPhase(
         log_times=log_times,
         angles=angles,
@@ -374,16 +398,11 @@ def _pairing(space, on_E, beta, clusters, heat: HeatPhase) -> PairingPhase:
     )
 
 
-def _antipodal(x: Array) -> bool:
-    angles = np.asarray(_fixed(sphere.distance(x[:, None], x[None])))
-    return bool(np.max(angles) > math.pi - 1e-4)
-
-
 def _growth(Q, K, V, beta, space, on_E) -> Array | None:
     """The largest rate of deviations from what tokens of E end in, if E has eigenvectors of
     V and attracts."""
     z = space.basis[:, 0]
-    if bool(_fixed(on_E.sign) < 0):
+    if space.dim > 1 and (not on_E or bool(_fixed(on_E.sign) < 0)):
         return None
     Vz = _fixed(matmul(V, z))
     if not jnp.linalg.norm(sphere.project(z, Vz)) <= 1e-5 * jnp.linalg.norm(_fixed(V)):
@@ -405,7 +424,7 @@ class _Clusters(eqx.Module):
 
     def on(self, space: DominantSpace) -> Array | None:
         """The centres on E, or None if alignment tears one apart because it lies off E."""
-        y = matmul(self.means, space.projector.astype(self.means.dtype))
+        y = matmul(self.means, space.spectral.T.astype(self.means.dtype))
         near = jnp.linalg.norm(_fixed(y), axis=-1)
         return sphere.normalise(y) if bool(jnp.all(near > 0.1)) else None
 
@@ -415,7 +434,9 @@ def _clusters(law) -> _Clusters | None:
     if isinstance(law, Empirical):
         if law.n > _CLUSTERS:
             return None
-        return _Clusters(law.points, law.weights, jnp.zeros_like(law.weights))
+        some = np.flatnonzero(np.asarray(_fixed(law.weights)) > 0)
+        weights = law.weights[some]
+        return _Clusters(law.points[some], weights, jnp.zeros_like(weights))
     if isinstance(law, AbstractZonalLaw):
         variance = _variance(law)
         if variance is None:
@@ -428,13 +449,15 @@ def _clusters(law) -> _Clusters | None:
         means = jnp.pad(ring.means, ((0, 0), (0, 1)))
         return _Clusters(means, ring.weights, ring.variances)
     if isinstance(law, Mixture):
-        parts = [_clusters(c) for c in law.components]
-        if any(p is None for p in parts):
+        shares = [w for w in law.weights if bool(_fixed(w) > 0)]
+        laws = [c for w, c in zip(law.weights, law.components) if bool(_fixed(w) > 0)]
+        found = [_clusters(c) for c in laws]
+        parts = [p for p in found if p is not None]
+        if len(parts) < len(found):
             return None
-        parts = [p for p in parts if p is not None]
         return _Clusters(
             jnp.concatenate([p.means for p in parts]),
-            jnp.concatenate([w * p.weights for w, p in zip(law.weights, parts)]),
+            jnp.concatenate([w * p.weights for w, p in zip(shares, parts)]),
             jnp.concatenate([p.variances for p in parts]),
         )
     return None

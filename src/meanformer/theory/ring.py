@@ -30,7 +30,7 @@ def height_growth_rate(beta: ArrayLike, variance: ArrayLike) -> Float[Array, "..
     by e^{−βz'²/2} e^{−2βzz'}, of which the first factor is the distance to the equator. They
     have the mean (x̄₃ − 2βσ²z)/(1 + βσ²), to which the token is drawn. Hence the rate, and
     (σ²)' = −4βσ⁴/(1 + βσ²): heights shrink, and the plane is left once σ² < 1/(2β).)"""
-    b = as_float(beta, "beta") * as_float(variance, "variance")
+    b = _check(beta, "beta") * _check(variance, "variance")
     return (1 - 2 * b) / (1 + b)
 
 
@@ -38,25 +38,34 @@ def height_variance(
     variance: ArrayLike, t: ArrayLike, beta: ArrayLike
 ) -> Float[Array, "..."]:
     """σ²(t) = 1/(β ω(y₀ + ln y₀ + 4t)), y₀ = 1/(βσ₀²), with Wright's ω: the variance of the
-    heights in scenario 1b after it was σ₀² > 0; 1/(4βt) in the end.
+    heights in scenario 1b after it was σ₀²; 1/(4βt) in the end.
 
     (Derived: y = 1/(βσ²) has y' = 4y/(1 + y) by `height_growth_rate`.)"""
-    s0, beta = as_float(variance, "variance"), as_float(beta, "beta")
-    s0 = check_entries(
-        s0, s0 > 0, "variance", "be > 0", "Heights of variance 0 remain so."
-    )
-    y = 1 / (beta * s0)
-    return 1 / (beta * special.wright_omega(y + jnp.log(y) + 4 * as_float(t, "t")))
+    s0 = _check(variance, "variance")
+    return s0 * _shrinkage(s0, as_float(t, "t"), _check(beta, "beta"))
+
+
+def _shrinkage(s0: Array, t: Array, beta: Array) -> Array:
+    """σ²(t)/σ₀² = y₀/ω(y₀ + ln y₀ + 4t), 1 where βσ₀² = 0."""
+    moves = beta * s0 > 0
+    y = 1 / jnp.where(moves, beta * s0, 1)
+    return jnp.where(moves, y / special.wright_omega(y + jnp.log(y) + 4 * t), 1)
+
+
+def _check(value: ArrayLike, name: str) -> Array:
+    value = as_float(value, name)
+    good = (value >= 0) & jnp.isfinite(value)
+    return check_entries(value, good, name, "be finite and ≥ 0", "See the docstring.")
 
 
 def height_amplification(
     variance: ArrayLike, t: ArrayLike, beta: ArrayLike
 ) -> Float[Array, "..."]:
     """x̄₃(t)/x̄₃(0) = e^t (σ²(t)/σ₀²)^{3/4}, the growth of the mean height in scenario 1b when
-    the heights had variance σ₀² > 0 at time 0: `height_growth_rate` integrated along
+    the heights had variance σ₀² at time 0: `height_growth_rate` integrated along
     `height_variance`. (Derived: the rate is 1 + ¾ (ln σ²)'.)"""
-    s0, t = as_float(variance, "variance"), as_float(t, "t")
-    return jnp.exp(t) * (height_variance(s0, t, beta) / s0) ** 0.75
+    s0, t = _check(variance, "variance"), as_float(t, "t")
+    return jnp.exp(t) * _shrinkage(s0, t, _check(beta, "beta")) ** 0.75
 
 
 def plane_instability_time(variance: ArrayLike, beta: ArrayLike) -> Float[Array, "..."]:
@@ -69,7 +78,7 @@ def plane_instability_time(variance: ArrayLike, beta: ArrayLike) -> Float[Array,
     that growth starts from the small mean height of a sample. (Derived: `height_variance` solved
     for t.) At β or σ₀ = 0 the plane is unstable from the
     start."""
-    a = 2 * as_float(beta, "beta") * as_float(variance, "variance")
+    a = 2 * _check(beta, "beta") * _check(variance, "variance")
     late = a > 1
     a = jnp.where(late, a, 1)
     return jnp.where(late, 0.5 - 0.5 / a + jnp.log(a) / 4, 0)
@@ -117,7 +126,7 @@ def most_unstable_ring_mode(beta: ArrayLike, *, degree: int | None = None) -> Ri
     **Arguments:** `beta` > 0, any shape; `degree`, the largest mode looked at (default:
     enough; needed under `jit`: √(3β) + 6). **Raises:** `ValueError` if the rates still rise
     there. (Derived: I_k/I_0 ≈ e^{−k²/(2β)}.)"""
-    beta = as_float(beta, "beta")
+    beta = _check(beta, "beta")
     beta = refuse(
         beta,
         ~(beta > 0),

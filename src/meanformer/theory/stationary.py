@@ -48,9 +48,10 @@ def stationarity_residual(field: Any, mu: Any) -> StationarityResidual:
     0 means that div(µ χ[µ]) = 0, up to rounding. Tokens of weight 0 do not count.
     **Source:** *concentration*, Eq. (38)."""
     mu = check_empirical(mu)
-    speed = jnp.linalg.norm(field.velocity(mu.points, mu), axis=-1)
+    speed = sphere.safe_norm(field.velocity(mu.points, mu))
     speed = jnp.where(mu.weights > 0, speed, 0)
-    return StationarityResidual(jnp.max(speed), jnp.sqrt(mu.mean(speed**2)))
+    rms = sphere.safe_norm(jnp.sqrt(mu.weights) * speed)
+    return StationarityResidual(jnp.max(speed), rms)
 
 
 def equilibrium_residual(W: Callable[[Array], Array], mu: Any) -> Float[Array, ""]:
@@ -268,7 +269,7 @@ def _transverse(z: Array, V: Array) -> tuple[Array, Array]:
     """λ = ⟨z,Vz⟩ and the other eigenvalues of V, those of P_zVP_z on z^⊥."""
     frame = sphere.complement_basis(z)
     others = jnp.linalg.eigvals(matmul(frame, matmul(V, frame.T)))
-    return z @ V @ z, others[jnp.argsort(-others.real)]
+    return matmul(z, matmul(V, z)), others[jnp.argsort(-others.real)]
 
 
 def consensus_rates(z: ArrayLike, V: ArrayLike) -> ClusterRates:
@@ -289,11 +290,12 @@ def bipartite_rates(
     z: ArrayLike, Q: ArrayLike, K: ArrayLike, V: ArrayLike, beta: ArrayLike
 ) -> ClusterRates:
     """Spectrum of (SA) at ½(δ_z + δ_{−z}), Vz = λz, with t = tanh(β⟨z,Bz⟩): −λt within each
-    cluster, λ_k − λt together, and t(λ_k − λ) apart, λ_k the other eigenvalues of V.
+    cluster, t(λ_k − λ) together, and λ_k − λt apart, λ_k the other eigenvalues of V.
 
     With x_i = σ_i z + a_i the own pole has the share (1 + t)/2 of the attention. Changes
     of the shares act along z only, which P_z removes: ȧ_i = P_zV Σ_j p_ij a_j − λt a_i, and
-    p has the eigenvalues 1, t, 0. For β⟨z,Bz⟩ → −∞ the state is stable if λ < 0 and all
+    p has the eigenvalues 1 (both clusters move by one a: apart), t (by ±a: the axis tilts)
+    and 0. For β⟨z,Bz⟩ → −∞ the state is stable if λ < 0 and all
     real parts lie in (λ, −λ): on E_|V|, where no consensus is. (Derived; *concentration*,
     App. B has the states.)"""
     B, _, V = key_query_value(Q, K, V)
@@ -301,8 +303,8 @@ def bipartite_rates(
     V, B = _check_eigenvectors(z[None], V).astype(z.dtype), B.astype(z.dtype)
     beta = check_scalar(beta, "beta", minimum=0.0).astype(z.dtype)
     value, others = _transverse(z, V)
-    t = jnp.tanh(beta * (z @ B @ z))
-    return ClusterRates(-value * t, others - value * t, t * (others - value))
+    t = jnp.tanh(beta * matmul(z, matmul(B, z)))
+    return ClusterRates(-value * t, t * (others - value), others - value * t)
 
 
 # ----------------------------------------------------------- Oja flow, eigen-directions

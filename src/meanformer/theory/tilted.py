@@ -27,7 +27,7 @@ from ..measures import AbstractLaw, AbstractMeasure, Empirical
 # --------------------------------------------------------------- tilted measures
 
 
-def tilted(mu: AbstractMeasure, u: ArrayLike) -> Empirical:
+def tilted_measure(mu: AbstractMeasure, u: ArrayLike) -> Empirical:
     """The tilted measure ν_u ∝ e^{⟨u,y⟩} dµ(y), an `Empirical` on the points of µ.
 
     With u = βBᵀx it is what the token x attends to, ν_x^{µ,β,B}; its mean is the barycentre
@@ -66,7 +66,7 @@ class Cumulants(eqx.Module):
 def cumulants(mu: AbstractMeasure, u: ArrayLike) -> Cumulants:
     """The cumulants of the `Empirical` µ tilted by `u` (d,), as centred moments.
 
-    Cost O(nd³) time and O(nd²) memory. **Raises:** as `tilted`. **Source:** *multiscale*,
+    Cost O(nd³) time and O(nd²) memory. **Raises:** as `tilted_measure`. **Source:** *multiscale*,
     Eqs. (8), (9)."""
     return _cumulants(*_measure_and_dual(mu, u))
 
