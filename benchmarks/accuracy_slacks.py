@@ -13,7 +13,7 @@ an inequality is nearly attained. The slacks are not measured anew by the progra
 | inequality | runs | named case | tests |
 |---|---|---|---|
 """
-BOUNDS, ALIGNMENT = "test_theory_bounds.py", "test_theory_alignment.py"
+BOUNDS, LYAPUNOV = "test_theory_bounds.py", "test_theory_lyapunov.py"
 SLACKS = [
     (
         "speed of the field (A32)",
@@ -73,7 +73,7 @@ SLACKS = [
         "Lemma 7 of *concentration*, ∫‖x − π_E x‖²dµ ≤ E₂ (C12)",
         "1.39",
         "1.012: d = 3, dim E = 2, B orthogonal, t = 4",
-        ALIGNMENT,
+        LYAPUNOV,
         "lemma_7_and_proposition_8_hold_along_the_flow",
         "proposition_8_and_lemma_7_are_sharp_in_a_simulation",
     ),
@@ -81,7 +81,7 @@ SLACKS = [
         "Lemma 7 with the best constant, for E₁, E₂, E₃ (`wasserstein_from_lyapunov`)",
         "1.18",
         "1.000: one token, p ≥ 2",
-        ALIGNMENT,
+        LYAPUNOV,
         "lemma_7_and_proposition_8_hold_along_the_flow",
         "wasserstein_bound_is_attained_by_a_point_mass_and_never_exceeds_the_diameter",
     ),
@@ -89,7 +89,7 @@ SLACKS = [
         "Prop. 8 of *concentration*, decay of E₁, E₂, E₃ (C13)",
         "1.04",
         "1.000: two eigenvalues, B orthogonal; 1.055 for three, t = 4",
-        ALIGNMENT,
+        LYAPUNOV,
         "lemma_7_and_proposition_8_hold_along_the_flow",
         "proposition_8_and_lemma_7_are_sharp_in_a_simulation",
     ),

@@ -14,10 +14,7 @@ from .alignment import (
     axis_fraction as axis_fraction,
     cluster_contraction_rate as cluster_contraction_rate,
     dominant_eigenspace as dominant_eigenspace,
-    lyapunov_decay as lyapunov_decay,
-    lyapunov_moment as lyapunov_moment,
     project_to_dominant as project_to_dominant,
-    wasserstein_from_lyapunov as wasserstein_from_lyapunov,
 )
 from .assumptions import (
     AbstractFinding as AbstractFinding,
@@ -54,7 +51,6 @@ from .concentration import (
     DensityBounds as DensityBounds,
     FieldError as FieldError,
     Window as Window,
-    alignment_constant as alignment_constant,
     barycentre_error_bound as barycentre_error_bound,
     concentration_bound as concentration_bound,
     density_bounds as density_bounds,
@@ -107,6 +103,12 @@ from .heat_end import (
     largest_backward_time as largest_backward_time,
     noise_time as noise_time,
     sampling_noise as sampling_noise,
+)
+from .lyapunov import (
+    alignment_constant as alignment_constant,
+    lyapunov_decay as lyapunov_decay,
+    lyapunov_moment as lyapunov_moment,
+    wasserstein_from_lyapunov as wasserstein_from_lyapunov,
 )
 from .merging import (
     ClosestPair as ClosestPair,

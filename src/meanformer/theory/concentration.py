@@ -17,8 +17,9 @@ from .. import special, sphere
 from ..checks import ArrayLike, as_float, check_entries, check_scalar, refuse, shown
 from ..matrices import check_invertible, check_matrices, key_query_value, matmul
 from ..measures import AbstractLaw
-from .alignment import dominant_eigenspace, lyapunov_moment
+from .alignment import dominant_eigenspace
 from .bounds import check_floor, density_range, norms, peak
+from .lyapunov import check_symmetric, constant_of_p, lyapunov_moment
 
 # ------------------------------------------------- densities along the flow, Lemma 10 (C17)
 
@@ -320,26 +321,6 @@ def _log_opening(y: Array) -> Array:
     return jnp.where(opens, l + jnp.log(-jnp.expm1(-l)), -jnp.inf)
 
 
-def alignment_constant(p: ArrayLike) -> Float[Array, "..."]:
-    """C_p = max_θ (2 − 2cos θ)/tan^p θ for 0 < p ≤ 2, the constant of W₂²(µ, π_E#µ) ≤ C_pE_p(µ):
-    2(1−g)(g²/(1−g²))^{p/2} at g = cos θ = (√(1+4p) − 1)/2; C₂ = 1, C₁ = 0.6006.
-
-    For p > 2 there is none. **Source:** *concentration*, Lemma 7 (p = 2)."""
-    p = as_float(p, "p")
-    good = (p > 0) & (p <= 2)
-    return _alignment_constant(
-        check_entries(p, good, "p", "lie in (0, 2]", "See `wasserstein_from_lyapunov`.")
-    )
-
-
-@jax.jit
-def _alignment_constant(p):
-    root = jnp.sqrt(1 + 4 * p)
-    g, left = (root - 1) / 2, 2 * (2 - p) / (3 + root)  # left = 1 − g
-    power = jnp.where(p < 2, jnp.where(p < 2, left, 1) ** (1 - p / 2), 1)
-    return 2 * power * (g * g / (1 + g)) ** (p / 2)
-
-
 def concentration_bound(
     Q: ArrayLike,
     K: ArrayLike,
@@ -377,7 +358,7 @@ def concentration_bound(
             f"Argument `law` must live on S^(d−1) with d = {d} to fit the matrices, but has "
             f"d = {law.d}."
         )
-    norm = _check_symmetric(norm, key_query_value(Q, K, V)[1])
+    norm = check_symmetric(norm, key_query_value(Q, K, V)[1])
     space = dominant_eigenspace(Q, K, V, dim=dim)
     m = space.dim
     p = check_scalar(min(2.0, 0.9 * m) if p is None else p, "p")
@@ -406,16 +387,5 @@ def _concentration(d, norm, top, least, gap, p, moment, low):
     g = g + 2 * jnp.log(2 / (corner * sphere.area(d) * low))
     steady = (2 + jnp.sqrt(g + 4 * (d - 1))) / jnp.sqrt(least)  # D/L = d − 1
     C1 = jnp.maximum(2 * math.sqrt(math.e - 1), steady) / (1 + top / least)
-    C2 = jnp.sqrt(_alignment_constant(p) * moment)
+    C2 = jnp.sqrt(constant_of_p(p) * moment)
     return ConcentrationBound(C1, norm * (1 + top / least), C2, p * gap / (2 * top))
-
-
-def _check_symmetric(norm: Array, M: Array) -> Array:
-    size, defect = jnp.linalg.norm(M), jnp.linalg.norm(M - M.T)
-    return refuse(
-        norm,
-        ~(defect <= 1e-5 * size),
-        "Arguments `Q`, `K`, `V` must have M = VKᵀQ symmetric, or there is no limit π_E#µ₀, "
-        f"but ‖M − Mᵀ‖ is {shown(defect)} and ‖M‖ is {shown(size)}. `stability_bound` needs "
-        "no symmetry.",
-    )
