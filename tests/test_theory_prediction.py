@@ -213,7 +213,7 @@ def test_prediction_is_differentiable():
     x = mf.Uniform(3).sample(jax.random.key(1), 9)
 
     def median(a):
-        V = jnp.diag(jnp.array([1.0, -1.0, 2.0])) + a * jnp.eye(3)[[2, 1, 0]]
+        V = jnp.diag(jnp.array([1.0, -1.0, 2.0])) + a * jnp.eye(3)[::-1]
         p = predict(I3, I3, V, 30.0, mf.Empirical(x), 9, probabilities=[0.5])
         return p.alignment.times[0]
 

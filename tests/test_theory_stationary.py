@@ -512,9 +512,9 @@ def test_equiangular_bad_input_is_refused():
     ):
         rate(-0.6, 3, 1.0)
     with pytest.raises(
-        ValueError, match=r"`model` must be \"SA\" or \"USA\", but is 'sa'"
+        ValueError, match=r"`model` must be \"usa\" or \"sa\", but is 'SA'"
     ):
-        rate(0.1, 3, 1.0, "sa")
+        rate(0.1, 3, 1.0, "SA")
     with pytest.raises(ValueError, match=r"`n` must be an integer ≥ 2, but is 1"):
         rate(0.1, 1, 1.0)
     with pytest.raises(ValueError, match=r"`beta` must be finite and ≥ 0, but is -1"):

@@ -144,9 +144,9 @@ class DobrushinConstants(eqx.Module):
 
     W₁ is taken with the geodesic distance. With chords, it is at most π/2 times smaller."""
 
-    slope: Float[Array, ""]
-    log_measure: Float[Array, ""]
-    log_rate: Float[Array, ""]
+    slope: Float[Array, "..."]
+    log_measure: Float[Array, "..."]
+    log_rate: Float[Array, "..."]
 
 
 def dobrushin_constants(
