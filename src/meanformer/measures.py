@@ -173,7 +173,7 @@ class Uniform(AbstractLaw):
         return sphere.normalise(jr.normal(key, (n, self.dim), self.dtype))
 
     def log_density(self, x: Float[Array, "... d"]) -> Float[Array, "..."]:
-        return jnp.full(x.shape[:-1], -math.log(sphere.area(self.dim)), x.dtype)
+        return jnp.full(x.shape[:-1], -sphere.log_area(self.dim), x.dtype)
 
     def nodes(self, n: int) -> Empirical:
         n = check_count(n, "n")
@@ -317,7 +317,7 @@ class VonMisesFisher(AbstractZonalLaw):
     def log_density(self, x: Float[Array, "... d"]) -> Float[Array, "..."]:
         gap = jnp.sum((x - self.mean) ** 2, axis=-1) / 2  # 1 − ⟨m, x⟩
         log_mean = special.log_bessel(self.d / 2 - 1, self.kappa)
-        return -self.kappa * gap - log_mean - math.log(sphere.area(self.d))
+        return -self.kappa * gap - log_mean - sphere.log_area(self.d)
 
     def angle_quantile(self, p: Float[Array, " n"]) -> Float[Array, " n"]:
         kappa, d = self.kappa, self.d

@@ -60,9 +60,14 @@ def complement_basis(m: Float[Array, " d"]) -> Float[Array, "e d"]:
     return q[:, 1:].T
 
 
+def log_area(d: int) -> float:
+    """log |S^{d−1}|, for any d."""
+    return math.log(2) + d / 2 * math.log(math.pi) - math.lgamma(d / 2)
+
+
 def area(d: int) -> float:
-    """|S^{d−1}| = 2 π^{d/2} / Γ(d/2): 2π for d = 2, 4π for d = 3."""
-    return 2 * math.exp(d / 2 * math.log(math.pi) - math.lgamma(d / 2))
+    """|S^{d−1}| = 2 π^{d/2} / Γ(d/2): 2π for d = 2, 4π for d = 3; underflows from d = 441 on."""
+    return math.exp(log_area(d))
 
 
 def from_angles(theta: ArrayLike) -> Float[Array, "... 2"]:

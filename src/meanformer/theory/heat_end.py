@@ -86,7 +86,7 @@ def noise_time(
         f"relative fluctuations of {shown(seen)} from the start, at least `level`. More "
         "tokens, or a smaller β.",
     )
-    log_target = jnp.log(n * density) + math.log(sphere.area(d)) + 2 * jnp.log(level)
+    log_target = jnp.log(n * density) + sphere.log_area(d) + 2 * jnp.log(level)
     return _noise_time(log_target.astype(kappa.dtype), kappa, d, degrees) / lambda2
 
 

@@ -195,7 +195,7 @@ def log_normaliser(d: int, beta: ArrayLike) -> Float[Array, "..."]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _log_normaliser(d: int, beta: Array) -> Array:
-    return math.log(sphere.area(d)) + _log_mean(d, beta**2 / 2, beta)
+    return sphere.log_area(d) + _log_mean(d, beta**2 / 2, beta)
 
 
 # ------------------------------------- the uniform law as a function of s = κ²/2
@@ -277,7 +277,7 @@ def log_laplace_integral(d: int, k: ArrayLike, beta: ArrayLike) -> Float[Array, 
 @functools.partial(jax.jit, static_argnums=0)
 def _laplace_integral(d: int, k: Array, beta: Array) -> Array:
     b = (d - 1) / 2
-    factor = math.log(sphere.area(d - 1)) + (k / 2 + d - 2) * math.log(2)
+    factor = sphere.log_area(d - 1) + (k / 2 + d - 2) * math.log(2)
     return beta + (factor + _log_beta_laplace(b + k / 2, b, 2 * beta))
 
 
@@ -295,7 +295,7 @@ def log_laplace_asymptotic(d: int, k: ArrayLike, beta: ArrayLike) -> Float[Array
 @functools.partial(jax.jit, static_argnums=0)
 def _laplace_asymptotic(d: int, k: Array, beta: Array) -> Array:
     a = (d - 1 + k) / 2
-    factor = math.log(sphere.area(d - 1)) + (d - 3) / 2 * math.log(2)
+    factor = sphere.log_area(d - 1) + (d - 3) / 2 * math.log(2)
     return beta + (factor + jax.scipy.special.gammaln(a) - a * jnp.log(beta))
 
 
