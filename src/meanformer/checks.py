@@ -96,6 +96,17 @@ def check_entries(value: Array, good: Any, name: str, rule: str, cure: str) -> A
     return refuse(value, bad, f"Argument `{name}` must {rule}, but {found}. {cure}")
 
 
+def check_nonnegative(
+    value: ArrayLike, name: str, *, strict: bool = False, cure: str = ""
+) -> Array:
+    """`value` as an array of finite numbers ≥ 0 (`strict`: > 0)."""
+    array = as_float(value, name)
+    good = jnp.isfinite(array) & ((array > 0) if strict else (array >= 0))
+    rule = f"finite and {'>' if strict else '≥'} 0"
+    message = f"Argument `{name}` must be {rule}, but is {shown(array)}. {cure}".rstrip()
+    return refuse(array, ~good, message)
+
+
 def check_count(value: Any, name: str, minimum: int = 1) -> int:
     """`value` as an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

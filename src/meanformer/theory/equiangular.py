@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import ArrayLike, as_float, check_count, refuse, shown
+from ..checks import ArrayLike, as_float, check_count, check_nonnegative, refuse, shown
 from ..matrices import matmul
 from .metastability import check_model
 
@@ -19,12 +19,8 @@ def _check_equiangular(
 ) -> tuple[int, Array, list[Array]]:
     n = check_count(n, "n", 2)
     model = check_model(model)
-    beta = as_float(beta, "beta")
-    beta = refuse(
-        beta,
-        ~(jnp.isfinite(beta) & (beta >= 0)),
-        f"Argument `beta` must be finite and ≥ 0, but is {shown(beta)}. For repulsion "
-        "reverse the sign of the result.",
+    beta = check_nonnegative(
+        beta, "beta", cure="For repulsion reverse the sign of the result."
     )
     values = []
     for name, value in rho.items():

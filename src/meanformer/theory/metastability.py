@@ -26,8 +26,8 @@ from jaxtyping import Array, Float, Int
 from .. import harmonics, special, sphere
 from ..checks import (
     ArrayLike,
-    as_float,
     check_count,
+    check_nonnegative,
     check_scalar,
     is_traced,
     nearest,
@@ -35,6 +35,10 @@ from ..checks import (
     shown,
 )
 from .bounds import dobrushin_of_norms
+
+_nonnegative = functools.partial(
+    check_nonnegative, cure="For V = −I growth rates change their sign."
+)
 
 # ------------------------------------------------------------------------ growth rates
 
@@ -72,7 +76,7 @@ def growth_rates(
     derived (see the module)."""
     d = sphere.check_dimension(d)
     k = check_degrees(k)
-    beta = check_nonnegative(beta, "beta")
+    beta = _nonnegative(beta, "beta")
     factor = _normalisation(normalisation, d, check_model(model))
     count = max(1, int(k.max(initial=0)))
     rates = _rates(beta, d, count, model == "usa")[int(log)]
@@ -177,7 +181,7 @@ def most_unstable(
 
     **Source:** *metastable*, Assumption 2; its Remark 4.1 has k_max ≈ √β, without the 2."""
     d = sphere.check_dimension(d)
-    beta = check_nonnegative(beta, "beta")
+    beta = _nonnegative(beta, "beta")
     usa = check_model(model) == "usa"
     if degree is None:
         if is_traced(beta):
@@ -260,7 +264,7 @@ def dobrushin_rate(
 
     With `log` = True returns log L. **Source:** *metastable*, Thms A.1, A.4; Thm A.4 names
     the constant of (USA) for (SA)."""
-    beta = check_nonnegative(beta, "beta")
+    beta = _nonnegative(beta, "beta")
     return _dobrushin(beta, check_model(model) == "usa", log)
 
 
@@ -278,20 +282,10 @@ def antipodal_growth(beta: ArrayLike) -> Float[Array, "..."]:
     tan(η(t)/2) ≥ e^{rt} tan(η_0/2) with this r, with equality for η → 0: no bound W₁(t) ≤
     f(t) W₁(0) has f(t) < e^{rt}. *metastable*, Eq. (13), has e^{2t/e²} for β = 1, from
     1/e² ≤ e^{cos ω}/Z, which fails at ω = π, where the right side is 1/(1+e²)."""
-    return 2 * jax.nn.sigmoid(-2 * check_nonnegative(beta, "beta"))
+    return 2 * jax.nn.sigmoid(-2 * _nonnegative(beta, "beta"))
 
 
 # ------------------------------------------------------------------------------- checks
-
-
-def check_nonnegative(value: ArrayLike, name: str) -> Array:
-    """`value` as an array of finite numbers ≥ 0."""
-    array = as_float(value, name)
-    return refuse(
-        array,
-        ~(jnp.isfinite(array) & (array >= 0)),
-        f"Argument `{name}` must be finite and ≥ 0, but is {shown(array)}.",
-    )
 
 
 def check_model(model: str) -> str:

@@ -152,9 +152,6 @@ class Prediction(eqx.Module):
     n: int = eqx.field(static=True)
     law: str = eqx.field(static=True)
 
-    def __str__(self) -> str:
-        return _report(self)
-
     def __repr__(self) -> str:
         return _report(self)
 
@@ -215,14 +212,13 @@ def predict(
     space = dominant_eigenspace(Q, K, V, dim=_dimension(Q, K, V))
     on_E = scalar_on_dominant(Q, K, V, space, tol=tol)
     clusters = _clusters(law)
-    heat = _heat(space, on_E, beta, n, clusters, _smooth(law))
     return Prediction(
         space=space,
         alignment=_alignment(
             Q, K, V, beta, space, _tokens(law, key), angle, probabilities, tol
         ),
-        heat=heat,
-        pairing=_pairing(space, on_E, beta, clusters, heat),
+        heat=_heat(space, on_E, beta, n, clusters, _smooth(law)),
+        pairing=_pairing(space, on_E, beta, clusters),
         growth=_growth(Q, K, V, beta, space, on_E),
         beta=beta,
         n=n,
@@ -280,9 +276,8 @@ def _alignment(Q, K, V, beta, space, tokens, angle, probabilities, tol) -> Align
         reason = "E is everything: all eigenvalues of VKᵀQ have one real part"
     else:
         reason = ""
-        options = {"dim": space.dim}
-        times = alignment_quantiles(tokens, angle, Q, K, V, probabilities, **options)
-        rates = alignment_rates(Q, K, V, **options)
+        times = alignment_quantiles(tokens, angle, Q, K, V, probabilities, dim=space.dim)
+        rates = alignment_rates(Q, K, V, dim=space.dim)
     return AlignmentPhase(
         gap=space.gap,
         rates=rates,
@@ -302,10 +297,7 @@ def _heat(space, on_E, beta, n, clusters, smooth: bool) -> HeatPhase:
     spreads = bool(_fixed(on_E.sign) < 0)
     reason, limited_by = "", ""
     variance = time = collapse = halving = noise = None
-    degrees = enough_degrees(max(float(_fixed(beta * on_E.lambda1)), 0.0), k)
-    scales = {"lambda1": on_E.lambda1, "lambda2": on_E.lambda2, "degrees": degrees}
-    fixed_scale = (_fixed(beta * on_E.lambda1),)
-    too_few = "n tokens are fewer than the waves that attention at this β resolves"
+    kappa = _fixed(beta * on_E.lambda1)
     if k == 1:
         reason = "E is a line, on which tokens are two points"
     elif not on_E:
@@ -315,23 +307,25 @@ def _heat(space, on_E, beta, n, clusters, smooth: bool) -> HeatPhase:
     elif spreads:
         time = beta * on_E.lambda1 / (on_E.lambda2 * (k - 1))
         limited_by = "spreading"
-    elif clusters is None:
-        if bool(sampling_noise(n, *fixed_scale, k, degrees=degrees) >= 1):
-            reason = too_few
-        else:
+    else:
+        peak = None
+        if clusters is not None:
+            narrowest = int(jnp.argmin(_fixed(clusters.variances)))
+            variance = clusters.variances[narrowest]
+            peak = cluster_density(variance, k, clusters.weights[narrowest])
+        degrees = enough_degrees(float(kappa), k)
+        seen = sampling_noise(
+            n, kappa, k, density=jax.tree.map(_fixed, peak), degrees=degrees
+        )
+        scales = {"density": peak, "degrees": degrees}
+        scales |= {"lambda1": on_E.lambda1, "lambda2": on_E.lambda2}
+        if bool(seen >= 1):
+            reason = "n tokens are fewer than the waves that attention at this β resolves"
+        elif variance is None:
             time = noise = noise_time(n, beta, k, **scales)
             limited_by = "noise"
-    else:
-        narrowest = int(jnp.argmin(_fixed(clusters.variances)))
-        variance = clusters.variances[narrowest]
-        share = clusters.weights[narrowest]
-        peak = cluster_density(variance, k, share)
-        if bool(
-            sampling_noise(n, *fixed_scale, k, density=_fixed(peak), degrees=degrees) >= 1
-        ):
-            reason = too_few
         else:
-            end = heat_phase_end(variance, n, beta, k, density=peak, **scales)
+            end = heat_phase_end(variance, n, beta, k, **scales)
             time, collapse, noise = end.time, end.collapse, end.noise
             limited_by = end.reason
             size = beta * on_E.lambda1 * variance
@@ -349,10 +343,10 @@ def _heat(space, on_E, beta, n, clusters, smooth: bool) -> HeatPhase:
     )
 
 
-def _pairing(space, on_E, beta, clusters, heat: HeatPhase) -> PairingPhase:
+def _pairing(space, on_E, beta, clusters) -> PairingPhase:
     merges = log_times = angles = None
     count = 0
-    kappa, log_unit = beta * on_E.lambda1, jnp.log(on_E.lambda2)
+    kappa = beta * on_E.lambda1
     contact = min(_CONTACT, 0.1 / math.sqrt(max(float(_fixed(kappa)), 1.0)))
     if space.dim == 1:
         reason = "tokens end at two antipodal points"
@@ -372,24 +366,20 @@ def _pairing(space, on_E, beta, clusters, heat: HeatPhase) -> PairingPhase:
                 "of the uniform law); the time is that of two such neighbours"
             )
             angles = jnp.full(1, 2 * math.pi / count, beta.dtype)
-            log_times = merge_time(angles, contact, kappa, log=True) - log_unit
+            log_times = merge_time(angles, contact, kappa, log=True)
     else:
         count, reason = len(points), "clusters where µ₀ has them, with its weights"
         merges = all_merges(points, clusters.weights, kappa, contact)
-        finite = int(
-            jnp.sum(
-                jnp.isfinite(_fixed(merges.angles + merges.masses))
-                & (_fixed(merges.log_times) < jnp.inf)
-            )
-        )
-        log_times, angles = merges.log_times[:finite] - log_unit, merges.angles[:finite]
-        if finite < count - 1:
+        happen = int(jnp.sum(_fixed(merges.log_times) < jnp.inf))
+        merges = jax.tree.map(lambda a: a[:happen], merges)
+        log_times, angles = merges.log_times, merges.angles
+        if happen < count - 1:
             reason += "; in the end two are antipodal, and rest"
-        if finite == 0:
+        if happen == 0:
             merges = log_times = angles = None
             reason = "the two clusters are antipodal, and rest"
     return PairingPhase(
-        log_times=log_times,
+        log_times=None if log_times is None else log_times - jnp.log(on_E.lambda2),
         angles=angles,
         merges=merges,
         occurs=log_times is not None,

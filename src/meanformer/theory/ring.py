@@ -15,11 +15,13 @@ from ..checks import (
     ArrayLike,
     as_float,
     check_count,
-    check_entries,
+    check_nonnegative,
     is_traced,
     refuse,
     shown,
 )
+
+_nonnegative = functools.partial(check_nonnegative, cure="β and variances have no sign.")
 
 
 def height_growth_rate(beta: ArrayLike, variance: ArrayLike) -> Float[Array, "..."]:
@@ -30,7 +32,7 @@ def height_growth_rate(beta: ArrayLike, variance: ArrayLike) -> Float[Array, "..
     by e^{−βz'²/2} e^{−2βzz'}, of which the first factor is the distance to the equator. They
     have the mean (x̄₃ − 2βσ²z)/(1 + βσ²), to which the token is drawn. Hence the rate, and
     (σ²)' = −4βσ⁴/(1 + βσ²): heights shrink, and the plane is left once σ² < 1/(2β).)"""
-    b = _check(beta, "beta") * _check(variance, "variance")
+    b = _nonnegative(beta, "beta") * _nonnegative(variance, "variance")
     return (1 - 2 * b) / (1 + b)
 
 
@@ -41,8 +43,8 @@ def height_variance(
     heights in scenario 1b after it was σ₀²; 1/(4βt) in the end.
 
     (Derived: y = 1/(βσ²) has y' = 4y/(1 + y) by `height_growth_rate`.)"""
-    s0 = _check(variance, "variance")
-    return s0 * _shrinkage(s0, as_float(t, "t"), _check(beta, "beta"))
+    s0 = _nonnegative(variance, "variance")
+    return s0 * _shrinkage(s0, as_float(t, "t"), _nonnegative(beta, "beta"))
 
 
 def _shrinkage(s0: Array, t: Array, beta: Array) -> Array:
@@ -52,20 +54,14 @@ def _shrinkage(s0: Array, t: Array, beta: Array) -> Array:
     return jnp.where(moves, y / special.wright_omega(y + jnp.log(y) + 4 * t), 1)
 
 
-def _check(value: ArrayLike, name: str) -> Array:
-    value = as_float(value, name)
-    good = (value >= 0) & jnp.isfinite(value)
-    return check_entries(value, good, name, "be finite and ≥ 0", "See the docstring.")
-
-
 def height_amplification(
     variance: ArrayLike, t: ArrayLike, beta: ArrayLike
 ) -> Float[Array, "..."]:
     """x̄₃(t)/x̄₃(0) = e^t (σ²(t)/σ₀²)^{3/4}, the growth of the mean height in scenario 1b when
     the heights had variance σ₀² at time 0: `height_growth_rate` integrated along
     `height_variance`. (Derived: the rate is 1 + ¾ (ln σ²)'.)"""
-    s0, t = _check(variance, "variance"), as_float(t, "t")
-    return jnp.exp(t) * _shrinkage(s0, t, _check(beta, "beta")) ** 0.75
+    s0, t = _nonnegative(variance, "variance"), as_float(t, "t")
+    return jnp.exp(t) * _shrinkage(s0, t, _nonnegative(beta, "beta")) ** 0.75
 
 
 def plane_instability_time(variance: ArrayLike, beta: ArrayLike) -> Float[Array, "..."]:
@@ -78,7 +74,7 @@ def plane_instability_time(variance: ArrayLike, beta: ArrayLike) -> Float[Array,
     that growth starts from the small mean height of a sample. (Derived: `height_variance` solved
     for t.) At β or σ₀ = 0 the plane is unstable from the
     start."""
-    a = 2 * _check(beta, "beta") * _check(variance, "variance")
+    a = 2 * _nonnegative(beta, "beta") * _nonnegative(variance, "variance")
     late = a > 1
     a = jnp.where(late, a, 1)
     return jnp.where(late, 0.5 - 0.5 / a + jnp.log(a) / 4, 0)
@@ -126,7 +122,7 @@ def most_unstable_ring_mode(beta: ArrayLike, *, degree: int | None = None) -> Ri
     **Arguments:** `beta` > 0, any shape; `degree`, the largest mode looked at (default:
     enough; needed under `jit`: √(3β) + 6). **Raises:** `ValueError` if the rates still rise
     there. (Derived: I_k/I_0 ≈ e^{−k²/(2β)}.)"""
-    beta = _check(beta, "beta")
+    beta = _nonnegative(beta, "beta")
     beta = refuse(
         beta,
         ~(beta > 0),

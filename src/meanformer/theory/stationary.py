@@ -359,14 +359,19 @@ def _oja(x0: Array, h: Array, V: Array, panels: int) -> Array:
 
 
 def value_eigenspace(
-    V: ArrayLike, *, modulus: bool = False, tol: float = 1e-6, dim: int | None = None
+    V: ArrayLike,
+    *,
+    modulus: bool = False,
+    tol: float | None = None,
+    dim: int | None = None,
 ) -> Float[Array, "d k"]:
     """Orthonormal columns that span E_V, the generalized eigenspaces of V for the
     eigenvalues of largest real part; with `modulus`, E_|V|, those of largest |λ|: the
     directions on which tokens end (Conjecture 1).
 
-    **Arguments:** `tol`: real parts (moduli) within tol·‖V‖ of the largest count as equal;
-    `dim`: the dimension, needed under `jit`. **Raises:** `ValueError` if `dim` cuts a group.
+    **Arguments:** `tol`: real parts (moduli) within tol·‖V‖ of the largest count as equal
+    (default 1e-6); `dim`: the dimension, needed under `jit`; as in `dominant_eigenspace`.
+    **Raises:** `ValueError` if `dim` cuts a group.
 
     E_|V| is the space where (V − ρ)(V + ρ)⁻¹ has positive real parts, for ρ between the
     moduli: (λ − ρ)/(λ + ρ) has the real part (|λ|² − ρ²)/|λ + ρ|².
@@ -378,7 +383,8 @@ def value_eigenspace(
     if not modulus:
         return dominant_eigenspace(eye, eye, V, tol=tol, dim=dim).basis
     sizes = jnp.sort(jnp.abs(jnp.linalg.eigvals(V)))[::-1]
-    slack = tol * jnp.linalg.norm(V)
+    relative = 1e-6 if tol is None else tol
+    slack = relative * jnp.linalg.norm(V)
     if dim is None and not is_traced(V):
         dim = int(np.sum(np.asarray(sizes) >= float(sizes[0] - slack)))
     if dim is None or not dim < d:  # E is everything, or `dim` is refused there
@@ -388,8 +394,8 @@ def value_eigenspace(
         V,
         ~(sizes[dim - 1] - sizes[dim] > slack),
         f"Argument `dim` must end at a gap in the moduli of the eigenvalues of V, but dim = "
-        f"{dim} cuts a group that is equal up to tol = {tol:g} (relative to the norm). Use "
-        "another `dim` or a smaller `tol`.",
+        f"{dim} cuts a group that is equal up to tol = {relative:g} (relative to the norm). "
+        "Use another `dim` or a smaller `tol`.",
     )
     rho = (sizes[dim - 1] + sizes[dim]) / 2
     cayley = jnp.linalg.solve(V + rho * eye, V - rho * eye)

@@ -20,9 +20,21 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import special, sphere
-from ..checks import ArrayLike, as_float, check_finite, check_scalar, refuse, shown
+from ..checks import (
+    ArrayLike,
+    as_float,
+    check_finite,
+    check_nonnegative,
+    check_scalar,
+    refuse,
+    shown,
+)
 from ..matrices import check_matrices, matmul
 from ..measures import AbstractLaw, AbstractMeasure, Empirical
+
+_nonnegative = functools.partial(
+    check_nonnegative, cure="Concentrations have no sign: reverse the direction instead."
+)
 
 # --------------------------------------------------------------- tilted measures
 
@@ -140,7 +152,7 @@ def vmf_coefficients(d: int, kappa: ArrayLike) -> VonMisesFisherCoefficients:
 
     **Source:** *multiscale*, Eqs. (10)–(13). (Derived: β₂ = g₀, β₃ = κg₁, α₂ = κ²g₁, α₃ = κ³g₂
     with the g of this module, which do not cancel.)"""
-    return _vmf_coefficients(sphere.check_dimension(d), _check_positive(kappa, "kappa"))
+    return _vmf_coefficients(sphere.check_dimension(d), _nonnegative(kappa, "kappa"))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -190,7 +202,7 @@ def log_normaliser(d: int, beta: ArrayLike) -> Float[Array, "..."]:
 
     **Arguments:** `d` ≥ 2, an integer; `beta` ≥ 0, an array. The error is relative to
     max(1, |log Z|). **Source:** *multiscale*, proof of Lemma A.6, with C_d = (2π)^{d/2}."""
-    return _log_normaliser(sphere.check_dimension(d), _check_positive(beta, "beta"))
+    return _log_normaliser(sphere.check_dimension(d), _nonnegative(beta, "beta"))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -271,7 +283,7 @@ def log_laplace_integral(d: int, k: ArrayLike, beta: ArrayLike) -> Float[Array, 
     **Source:** *multiscale*, Lemma D.1. (Derived: ⟨x,y⟩ = 1 − 2v turns it into
     ∫₀¹ v^{a−1}(1−v)^{b−1}e^{−2βv} dv, see `_log_beta_laplace`.)"""
     d = sphere.check_dimension(d)
-    return _laplace_integral(d, _check_power(d, k), _check_positive(beta, "beta"))
+    return _laplace_integral(d, _check_power(d, k), _nonnegative(beta, "beta"))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -288,7 +300,7 @@ def log_laplace_asymptotic(d: int, k: ArrayLike, beta: ArrayLike) -> Float[Array
     **Arguments:** as there, but `beta` > 0. **Source:** *multiscale*, Lemma D.1, which has no
     constant. (Derived: (1−v)^{b−1} → 1 in the integral above.)"""
     d = sphere.check_dimension(d)
-    beta = _check_positive(beta, "beta", strict=True)
+    beta = _nonnegative(beta, "beta", strict=True)
     return _laplace_asymptotic(d, _check_power(d, k), beta)
 
 
@@ -405,18 +417,6 @@ def _field_terms(x, u, V, beta, law):
 
 
 # ------------------------------------------------------------------ refusals
-
-
-def _check_positive(value: ArrayLike, name: str, *, strict: bool = False) -> Array:
-    """`value` as an array of finite numbers ≥ 0 (`strict`: > 0)."""
-    value = as_float(value, name)
-    good = jnp.isfinite(value) & ((value > 0) if strict else (value >= 0))
-    return refuse(
-        value,
-        ~good,
-        f"Argument `{name}` must be finite and {'>' if strict else '≥'} 0, but is "
-        f"{shown(value)}. Concentrations have no sign: reverse the direction instead.",
-    )
 
 
 def _check_power(d: int, k: ArrayLike) -> Array:
