@@ -122,6 +122,16 @@ def check_count(value: Any, name: str, minimum: int = 1) -> int:
     return int(value)
 
 
+def check_kernel(W: Any) -> Any:
+    """`W` as a function on [−1, 1]."""
+    if not callable(W):
+        raise ValueError(
+            f"Argument `W` must be a function on [−1, 1], but is {W!r}. For example "
+            "`lambda q: jnp.exp(beta * q) / beta`."
+        )
+    return W
+
+
 def check_finite(value: ArrayLike, name: str, shape: tuple[int | None, ...]) -> Array:
     """`value` as a finite array of the given shape (`None`: any length)."""
     array = as_float(value, name)
@@ -129,7 +139,8 @@ def check_finite(value: ArrayLike, name: str, shape: tuple[int | None, ...]) -> 
         want is None or want == have for want, have in zip(shape, array.shape)
     )
     if not fits:
-        wanted = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
+        wanted = ", ".join("any" if s is None else str(s) for s in shape)
+        wanted = f"({wanted},)" if len(shape) == 1 else f"({wanted})"
         raise ValueError(
             f"Argument `{name}` must have shape {wanted}, but has shape {array.shape}."
         )

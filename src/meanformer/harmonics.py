@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from scipy.special import roots_jacobi
 
 from . import special, sphere
-from .checks import ArrayLike, as_float, check_count, refuse, shown
+from .checks import ArrayLike, as_float, check_count, check_kernel, refuse, shown
 
 
 def harmonic_dimension(d: int, degrees: int) -> np.ndarray:
@@ -253,7 +253,7 @@ def funk_hecke(
     d, degree = sphere.check_dimension(d), check_count(degree, "degree", 0)
     nodes = degree + 128 if nodes is None else check_count(nodes, "nodes", degree + 1)
     q, w, table = (jnp.asarray(a, float) for a in _gauss(d, nodes, degree))
-    values = as_float(W(q), "W(q)")
+    values = as_float(check_kernel(W)(q), "W(q)")
     if values.shape != q.shape:
         raise ValueError(
             "Argument `W` must map an array of cosines to an array of its shape, but maps "

@@ -21,6 +21,7 @@ from ..checks import (
     as_float,
     check_count,
     check_finite,
+    check_kernel,
     check_scalar,
     is_traced,
     refuse,
@@ -61,12 +62,7 @@ def equilibrium_residual(W: Callable[[Array], Array], mu: Any) -> Float[Array, "
     `W`: a smooth function of a scalar in [−1, 1], made of jax operations (W' by autodiff);
     W(q) = e^{βq}/β is (USA). A law: give its `nodes`. O(n²d) time, O(n²) memory.
     **Source:** *metastable*, Lemma E.5."""
-    if not callable(W):
-        raise ValueError(
-            f"Argument `W` must be a function on [−1, 1], but is {W!r}. For example "
-            "`lambda q: jnp.exp(beta * q) / beta`."
-        )
-    return _equilibrium_residual(W, check_empirical(mu))
+    return _equilibrium_residual(check_kernel(W), check_empirical(mu))
 
 
 @eqx.filter_jit
