@@ -139,8 +139,7 @@ def check_finite(value: ArrayLike, name: str, shape: tuple[int | None, ...]) -> 
         want is None or want == have for want, have in zip(shape, array.shape)
     )
     if not fits:
-        wanted = ", ".join("any" if s is None else str(s) for s in shape)
-        wanted = f"({wanted},)" if len(shape) == 1 else f"({wanted})"
+        wanted = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
         raise ValueError(
             f"Argument `{name}` must have shape {wanted}, but has shape {array.shape}."
         )
