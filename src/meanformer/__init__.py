@@ -19,12 +19,20 @@ from .attention import LayerStack as LayerStack
 from .attention import SelfAttention as SelfAttention
 from .attention import TimeDependent as TimeDependent
 from .attention import UnnormalizedSelfAttention as UnnormalizedSelfAttention
+from .blocks import Block as Block
+from .blocks import CausalSelfAttention as CausalSelfAttention
+from .blocks import FeedForward as FeedForward
+from .blocks import MultiHead as MultiHead
 from .limits import Hardmax as Hardmax
 from .limits import ZeroTemperature as ZeroTemperature
+from .consensus import PolarizedConsensus as PolarizedConsensus
 from .trajectory import load as load
 from .trajectory import Trajectory as Trajectory
+from .flow import diffuse as diffuse
 from .flow import solve as solve
 from .layers import unroll as unroll
+from . import transport as transport
+from .transport import wasserstein as wasserstein
 from . import observables as observables
 from . import theory as theory
 

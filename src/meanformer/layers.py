@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from . import sphere
 from .attention import AbstractField, LayerStack
+from .blocks import parts
 from .checks import ArrayLike, check_count, check_scalar, is_traced
 from .measures import Empirical
 from .trajectory import Observable, Trajectory, kept_indices, starting_measure
@@ -23,6 +24,7 @@ def unroll(
     layers: int | None = None,
     step: ArrayLike = 1.0,
     *,
+    project: bool = False,
     save: str | Sequence[int] = "last",
     observables: Mapping[str, Observable] | None = None,
     progress: bool = False,
@@ -31,8 +33,9 @@ def unroll(
 
         x(l+1) = N(x(l) + h F(x(l), µ(l))),   N(x) = x/|x|,
 
-    F the field before projection. h = 1 is the paper's equation; as h → 0 with l·h = t
-    fixed, the layers follow `solve` with error O(h).
+    F the field before projection. A `Block` does so with its attention, then with its
+    feed-forward map (Lie–Trotter splitting). h = 1 is the paper's equation; as h → 0 with
+    l·h = t fixed, the layers follow `solve` with error O(h).
 
     **Arguments:**
 
@@ -40,6 +43,8 @@ def unroll(
         depends on time is taken at time l·h.
     - `x0`: tokens (n, d) of equal weight, or an `Empirical`.
     - `layers`: number of layers (default: those of the `LayerStack`). `step`: h > 0.
+    - `project`: whether to take P_x F for F: Algorithms 1 and 2 of *concentration*, the Euler
+        steps of `solve`. It differs by O(h²) per layer.
     - `save`: "last", "all" (`layers` + 1 of them: the start is number 0), or a list of
         layer numbers.
     - `observables`: name → function of the measure, evaluated at each saved layer.
@@ -69,9 +74,9 @@ def unroll(
     keep = kept_indices(save, layers + 1, "layers, 0 the start")
     named = tuple((observables or {}).items())
     if progress and not is_traced(field, x, weights, step):
-        xs, observed = _unroll_with_bar(field, x, weights, step, keep, named)
+        xs, observed = _unroll_with_bar(field, x, weights, step, keep, named, project)
     else:
-        xs, observed = _unroll(field, x, weights, step, keep, named)
+        xs, observed = _unroll(field, x, weights, step, keep, named, project)
     bad = ~jnp.all(jnp.isfinite(xs))
     message = (
         "`unroll` met a token that is not finite: a layer moved a token onto the origin or "
@@ -93,8 +98,14 @@ def unroll(
     )
 
 
-def _layer(field: AbstractField, x: Array, weights: Array, step: Array) -> Array:
-    return sphere.normalise(x + step * field.drive(x, Empirical(x, weights, check=False)))
+def _layer(
+    field: AbstractField, x: Array, weights: Array, step: Array, project: bool
+) -> Array:
+    for part in parts(field):
+        mu = Empirical(x, weights, check=False)
+        force = part.tangent(x, mu) if project else part.drive(x, mu)
+        x = sphere.normalise(x + step * force)
+    return x
 
 
 def _observe(named, x: Array, weights: Array) -> dict[str, Any]:
@@ -115,14 +126,15 @@ def _runs_of_gaps(keep: tuple[int, ...]) -> list[tuple[int, int, int]]:
 
 
 @eqx.filter_jit
-def _unroll(field, x, weights, step, keep, named):
+def _unroll(field, x, weights, step, keep, named, project):
     stack = isinstance(field, LayerStack)
 
     @jax.checkpoint  # keep x(l) only
     def one(x, entry):
         if stack:
-            return _layer(entry, x, weights, step), None
-        return _layer(field.at(entry.astype(x.dtype) * step), x, weights, step), None
+            return _layer(entry, x, weights, step, project), None
+        now = field.at(entry.astype(x.dtype) * step)
+        return _layer(now, x, weights, step, project), None
 
     def entries(first, gap, count):
         l = np.arange(first, first + gap * count)
@@ -147,13 +159,13 @@ def _unroll(field, x, weights, step, keep, named):
 
 
 @eqx.filter_jit
-def _advance(field, x, weights, step, first, last):
+def _advance(field, x, weights, step, project, first, last):
     """Layers `first` … `last` − 1, numbers that need not be known to the compiler."""
 
     def body(l, x):
         if isinstance(field, LayerStack):
-            return _layer(field.layer(l), x, weights, step)
-        return _layer(field.at(l.astype(x.dtype) * step), x, weights, step)
+            return _layer(field.layer(l), x, weights, step, project)
+        return _layer(field.at(l.astype(x.dtype) * step), x, weights, step, project)
 
     return jax.lax.fori_loop(first, last, body, x)
 
@@ -161,7 +173,7 @@ def _advance(field, x, weights, step, first, last):
 _observe_jit = eqx.filter_jit(_observe)
 
 
-def _unroll_with_bar(field, x, weights, step, keep, named):
+def _unroll_with_bar(field, x, weights, step, keep, named, project):
     chunk = max(1, 2**27 // x.shape[0] ** 2)  # about a second of pairs
     rows, done = [], 0
     with tqdm.tqdm(total=keep[-1], unit="layer", disable=None) as bar:
@@ -169,7 +181,8 @@ def _unroll_with_bar(field, x, weights, step, keep, named):
             while done < stop:
                 last = min(done + chunk, stop)
                 ends = jnp.asarray(done), jnp.asarray(last)
-                x = jax.block_until_ready(_advance(field, x, weights, step, *ends))
+                x = _advance(field, x, weights, step, project, *ends)
+                jax.block_until_ready(x)
                 bar.update(last - done)
                 done = last
             rows.append((x, _observe_jit(named, x, weights)))
