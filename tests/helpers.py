@@ -1,9 +1,12 @@
 """What several test files share. No test inside."""
 
+import json
 import math
 
 import mpmath
 import numpy as np
+
+from meanformer.__main__ import main
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -61,3 +64,28 @@ def relative_errors(values, exact):
             for v, e in zip(np.asarray(values).ravel(), exact)
         ]
     )
+
+
+def run_quick_version(name, folder):
+    """The quick version of an experiment, through the command: its checks hold, and it
+    writes what the command promises."""
+    out = folder / "runs" / "of" / name.replace("/", "-")
+    status = main(["run", name, "--quick", "--out", str(out)])
+    summary = json.loads((out / "summary.json").read_text())
+    failed = [c["claim"] for c in summary["checks"] if not c["holds"]]
+    assert not failed
+    assert status == 0
+    assert summary["experiment"] == name
+    assert "arXiv" in summary["source"]
+    wanted = {"parameters", "seed", "checks", "seconds", "versions", "device"}
+    assert wanted <= summary.keys()
+    for c in summary["checks"]:
+        row = {"claim", "item", "measured", "expected", "tolerance", "holds", "source"}
+        assert row <= c.keys()
+        assert c["tolerance"] <= abs(c["effect"]) / 2
+    stems = {p.stem for p in out.glob("*.png")}
+    assert stems
+    assert stems == {p.stem for p in out.glob("*.pdf")}
+    with np.load(out / "data.npz", allow_pickle=False) as data:
+        assert all(np.all(np.isfinite(data[k])) for k in data.files)
+    assert not list(out.glob(".*")), "a draft was left behind"

@@ -41,7 +41,8 @@ class Run:
     precision: Literal[32, 64] = 64
     """Bits of a floating-point number."""
     layers: bool = False
-    """The paper's fixed Euler layers where the default is adaptive steps (fig2, fig3)."""
+    """The paper's fixed Euler layers where the default is adaptive steps (multiscale/fig2,
+    multiscale/fig3)."""
 
 
 Command = (

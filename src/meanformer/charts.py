@@ -25,19 +25,26 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """y against x, named `label`. `kind`: "measured", "measured2" (lines), "points",
-    "theory", "theory2", "theory3" (dashed), or "band" between `y` and `upper`."""
+    """y against x, named `label` ("": not in the legend). `kind`: "measured", "measured2"
+    (lines), "points", "theory", "theory2", "theory3" (dashed), or "band" between `y` and
+    `upper`; `color` instead of that of the kind, for families of curves (`shades`)."""
 
     x: Any
     y: Any
     label: str
     kind: str
     upper: Any = None
+    color: Any = None
 
     def __post_init__(self):
         if self.kind not in _KINDS:
             hint = nearest(self.kind, _KINDS)
             raise ValueError(f"Argument `kind` is {self.kind!r}. {hint}")
+
+
+def shades(count: int) -> list[Any]:
+    """Colours of a family of curves, from dark to light, distinct in grey too."""
+    return [plotting.shade(0.85 * i / max(1, count - 1)) for i in range(count)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +83,9 @@ def panels(
             handles, labels = ax.get_legend_handles_labels()
             if handles and not shared:
                 below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+                # A tall legend would leave the axes less height than their label needs.
+                short = len(labels) > 4 and max(map(len, labels)) <= 20
+                below["ncols"] = 2 if short else 1
                 ax.legend(handles, labels, **below, frameon=False, fontsize=7)
         for ax in grid.ravel()[len(rows) :]:
             ax.set_axis_off()
@@ -109,7 +119,7 @@ def _draw(ax: Any, panel: Panel) -> None:
             label=panel.bars_label,
         )
     for c in panel.curves:
-        style = _KINDS[c.kind]
+        style = _KINDS[c.kind] | ({} if c.color is None else {"color": c.color})
         if c.kind == "band":
             ax.fill_between(c.x, c.y, c.upper, label=c.label, **style)
         else:

@@ -521,6 +521,11 @@ def save(figure: Figure, path: str | os.PathLike) -> tuple[Path, Path]:
 # ------------------------------------------------------------------- parts
 
 
+def shade(value: float) -> Any:
+    """A colour of the scale cividis, 0 (dark blue) to 1 (yellow)."""
+    return matplotlib.colormaps["cividis"](value)
+
+
 def _width(panels: int) -> float:
     return COLUMN if panels <= 2 else PAGE * panels / 4
 
