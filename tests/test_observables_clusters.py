@@ -170,7 +170,7 @@ def test_only_the_heaviest_are_listed_but_all_are_counted():
 def test_masses_and_centres_have_derivatives_with_the_assignment_held_fixed():
     """Σ over the heaviest cluster: ∂mass/∂wᵢ is 1 for members and 0 else; the centre of two
     tokens of equal weight follows their mean."""
-    rng = np.random.default_rng(2)
+    d, rng = 3, np.random.default_rng(2)
     x, w = random_set(rng, d), jnp.full(N, 1 / N)
     labels = clusters(mf.Empirical(x), 0.2).labels
 

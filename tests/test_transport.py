@@ -355,8 +355,7 @@ def test_gradients_are_finite_where_none_exists(d, cost, p):
 # --------------------------------------------------------------- dtypes, jit, vmap, choice
 
 
-@pytest.mark.parametrize("d", [2, 3])
-@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize(("d", "p"), [(2, 1), (2, 2), (3, 2)])
 def test_float32_stays_and_is_right(d, p):
     """Within the sum of the stated errors of the float64 value of the same tokens."""
     rng = np.random.default_rng(d)

@@ -225,7 +225,7 @@ def least_energy(
         jac=True,
         bounds=[(0, None)] * len(x),
         method="L-BFGS-B",
-        options={"maxiter": 1500, "ftol": 1e-15, "gtol": 1e-9},
+        options={"maxiter": 500, "ftol": 1e-15, "gtol": 1e-9},
     )
     mu = found.x * ones
     mu /= mu.sum()

@@ -3,6 +3,7 @@ between kept times; the judgement of how it went."""
 
 import abc
 import itertools
+from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
@@ -44,6 +45,12 @@ class Options(eqx.Module):
     event: dfx.Event | None = None
 
 
+def _as_real(value: Any, dtype: Any) -> Array:
+    """Counts and truth values as numbers of `dtype`: times not reached are infinite."""
+    value = jnp.asarray(value)
+    return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(dtype)
+
+
 @eqx.filter_jit
 def integrate(
     field: AbstractField,
@@ -59,7 +66,8 @@ def integrate(
     def observe(t, y, args):
         del t
         mu = Empirical(sphere.normalise(y), args[1], check=False)
-        return {name: f(mu) for name, f in options.observables}
+        seen = {name: f(mu) for name, f in options.observables}
+        return jax.tree.map(lambda v: _as_real(v, y.dtype), seen)
 
     subs = {"x": dfx.SubSaveAt(ts=saved_ts, fn=lambda t, y, args: sphere.normalise(y))}
     if options.observables:
