@@ -16,6 +16,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.linalg import expm
 from scipy.optimize import brentq
 from scipy.special import ive
 
@@ -35,10 +36,18 @@ from meanformer.flow import diffuse
 KEY = jr.key(7)
 
 
-def steady(a):
-    """The field with F = a everywhere."""
+N = 20_000  # one size, so that tests share their programs
+
+
+def same(a):
+    return a
+
+
+def affine(a, A=None):
+    """The field with F(x) = Ax + a."""
     d = len(a)
-    return FeedForward(np.zeros((1, d)), [0.0], np.zeros((d, 1)), a, jnp.tanh)
+    A = np.zeros((d, d)) if A is None else A
+    return FeedForward(A, np.zeros(d), np.eye(d), a, same)
 
 
 @functools.partial(jax.jit, static_argnames=("solver",))
@@ -68,10 +77,10 @@ def assert_mean(samples, expected):
 
 def test_brownian_motion_on_the_circle_is_exact_in_law_at_any_step():
     """d = 2, no drift: E x = e^{−σ²t/2} x₀ and E cos 2θ = e^{−2σ²t}, in one step or ten."""
-    n, sigma, t = 40_000, 0.8, 1.5
-    x0 = np.tile([1.0, 0.0], (n, 1))
+    sigma, t = 0.8, 1.5
+    x0 = np.tile([1.0, 0.0], (N, 1))
     for step in (t, t / 10):
-        x = run_to(steady([0.0, 0.0]), x0, t, sigma, step)
+        x = run_to(affine([0.0, 0.0]), x0, t, sigma, step)
         assert_mean(x, [math.exp(-(sigma**2) * t / 2), 0])
         assert_mean(x[:, 0] ** 2 - x[:, 1] ** 2, math.exp(-2 * sigma**2 * t))
 
@@ -81,8 +90,8 @@ def test_means_of_brownian_motion_decay_by_its_eigenvalues_with_weak_order_one()
     d − 1 degrees of freedom, and the second harmonic by the mean of its own: with steps so
     large that the bias is seen. The bias of these products to e^{−σ²(d−1)t/2} and
     e^{−σ²dt} is C h: weak order 1."""
-    n, d, sigma, t = 100_000, 3, 1.0, 1.0
-    x0 = np.tile([1.0, 0.0, 0.0], (n, 1))
+    d, sigma, t = 3, 1.0, 1.0
+    x0 = np.tile([1.0, 0.0, 0.0], (N, 1))
     chi = stats.chi(d - 1)
 
     def product(f, h):
@@ -92,7 +101,7 @@ def test_means_of_brownian_motion_decay_by_its_eigenvalues_with_weak_order_one()
         return (q**2 - 1 / d) / (1 - 1 / d)
 
     for h in (1.0, 0.5, 0.25):
-        x = run_to(steady(np.zeros(d)), x0, t, sigma, h)
+        x = run_to(affine(np.zeros(d)), x0, t, sigma, h)
         assert_mean(x, [product(lambda q: q, h), 0, 0])
         assert_mean(second(x[:, 0]), product(second, h))
     steps = (1 / 8, 1 / 16, 1 / 32)
@@ -105,12 +114,12 @@ def test_means_of_brownian_motion_decay_by_its_eigenvalues_with_weak_order_one()
 def test_the_uniform_law_is_stationary_without_drift():
     """Mean 0, covariance I/d, and E⟨x₀,x_t⟩ = e^{−σ²(d−1)t/2}, for any step (the law of a
     step does not know a direction)."""
-    n, d, sigma, t = 50_000, 4, 0.6, 1.0
-    x0 = np.asarray(Uniform(d).sample(jr.key(1), n))
-    x = run_to(steady(np.zeros(d)), x0, t, sigma, 0.05)
+    d, sigma, t = 3, 0.6, 1.0
+    x0 = np.asarray(Uniform(d).sample(jr.key(1), N))
+    x = run_to(affine(np.zeros(d)), x0, t, sigma, 0.05)
     assert_mean(x, 0)
     assert_mean(x[:, :, None] * x[:, None, :], np.eye(d) / d)
-    fine = run_to(steady(np.zeros(d)), x0, t, sigma, 0.025)
+    fine = run_to(affine(np.zeros(d)), x0, t, sigma, 0.025)
     kept = [np.sum(x0 * y, axis=1) for y in (x, fine)]
     assert_mean(2 * kept[1] - kept[0], math.exp(-(sigma**2) * (d - 1) * t / 2))
 
@@ -123,11 +132,11 @@ def test_a_constant_pull_has_a_von_mises_fisher_law(d):
     """Drift P_x a with noise σ ends in the density ∝ e^{2⟨a,x⟩/σ²}: the distribution of
     ⟨x,a⟩/|a| by Kolmogorov and Smirnov, against quadrature, from the uniform law. The
     density with half or twice that κ is 0.1 away."""
-    n, sigma = 20_000, 0.9
+    sigma = 0.9
     a = np.arange(1.0, d + 1)
     kappa = 2 * np.linalg.norm(a) / sigma**2
-    x0 = Uniform(d).sample(jr.key(2), n)
-    x = run_to(steady(a), x0, 5.0, sigma, 0.01)
+    x0 = Uniform(d).sample(jr.key(2), N)
+    x = run_to(affine(a), x0, 4.0, sigma, 0.02)
     q = x @ a / np.linalg.norm(a)
 
     def cdf(kappa):
@@ -137,7 +146,7 @@ def test_a_constant_pull_has_a_von_mises_fisher_law(d):
         return lambda q: np.interp(np.arccos(np.clip(-q, -1, 1)), s, total / total[-1])
 
     # 2.5/√n is exceeded by chance once in 10⁵ times; 0.005 for the bias of the step.
-    allowed = 2.5 / math.sqrt(n) + 0.005
+    allowed = 2.5 / math.sqrt(N) + 0.005
     assert stats.kstest(q, cdf(kappa)).statistic < allowed
     for wrong in (kappa / 2, 2 * kappa):
         assert stats.kstest(q, cdf(wrong)).statistic > 2 * allowed
@@ -146,10 +155,10 @@ def test_a_constant_pull_has_a_von_mises_fisher_law(d):
 def test_noisy_zero_temperature_attention_has_a_bingham_law():
     """Q = K = I: χ = P_x V x, for symmetric V half the gradient of ⟨x,Vx⟩: density
     ∝ e^{⟨x,Vx⟩/σ²}, E x_i² against quadrature over S², bias removed by extrapolation."""
-    n, sigma = 20_000, 0.8
+    sigma = 0.8
     values = np.array([1.0, 0.2, -0.5])
     field = ZeroTemperature(np.eye(3), np.eye(3), np.diag(values))
-    x0 = Uniform(3).sample(jr.key(3), n)
+    x0 = Uniform(3).sample(jr.key(3), N)
     coarse, fine = (run_to(field, x0, 6.0, sigma, h) ** 2 for h in (0.04, 0.02))
     z, wz = np.polynomial.legendre.leggauss(60)
     phi = np.arange(120) * 2 * np.pi / 120
@@ -182,7 +191,7 @@ def test_noisy_averaging_is_ordered_below_its_transition_only():
     """β = 0, V = I, d = 2 (Kuramoto with noise): below σ² = 2/d tokens agree to
     r = I₁(2r/σ²)/I₀(2r/σ²), up to O(1/n); above, n E r² = σ²/(σ² − 2/d), the fluctuations
     of the linearised mean, where independent tokens have 1."""
-    n, seeds = 60, 128
+    n, seeds = 60, 100
     ordered = np.asarray(order_parameters(jnp.sqrt(0.5), n, seeds))
     r = brentq(lambda r: ive(1, 4 * r) / ive(0, 4 * r) - r, 0.1, 1)
     slack = 5 * ordered.std() / math.sqrt(seeds) + 1 / n
@@ -212,9 +221,9 @@ def pulled(d, samples, sigma, step, key):
 def test_consensus_noise_is_in_the_sense_of_ito():
     """One heavy particle at c: p = 1 − ⟨x,c⟩ obeys dE p/dt = E[−(2−p)p + σ²(d−1)(1−p)p],
     which for σ² = 1/(d−1) is −E p, so that E p = e^{−t} p₀. Stratonovich's reading adds the
-    drift σ²p(2−p)/2 and ends at 0.33 or more in place of 0.258. Weak order 1: extrapolation
+    drift σ²p(2−p)/2 and ends at 0.347 in place of 0.258. Weak order 1: extrapolation
     of two steps is exact to O(h²)."""
-    d, samples, t = 3, 100_000, 1.0
+    d, samples, t = 3, 60_000, 1.0
     sigma = jnp.sqrt(1 / (d - 1))
     coarse, fine = (
         np.asarray(pulled(d, samples, sigma, jnp.asarray(h), k))
@@ -262,26 +271,24 @@ def test_strong_order_is_one_half_on_one_path():
 
 
 def test_without_noise_it_is_the_flow():
-    """σ = 0: Euler along geodesics has order 1 (slope 1 ± 0.1) against DOP853, and Heun is
-    `solve` with Heun, to rounding."""
-    matrices = ref.matrices(0, 3)
-    x0 = ref.tokens(0, 8, 3)
-    field = SelfAttention(*matrices, 4.0)
-    velocity = ref.attention_velocity(np.full(8, 1 / 8), *matrices, 4.0)
-    exact = ref.flow(velocity, x0, [0.0, 1.0], 1e-12)[-1]
-    steps = [1 / 20, 1 / 40, 1 / 80]
+    """σ = 0, χ = P_x A x: Euler along geodesics has order 1 (slope 1 ± 0.1) against
+    e^{At}x/|·|, and Heun is `solve` with Heun, to rounding."""
+    A, x0 = ref.matrices(0, 3)[2], ref.tokens(0, N, 3)
+    exact = x0 @ expm(A).T
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    field, steps = affine(np.zeros(3), A), [1 / 20, 1 / 40, 1 / 80]
     errors = [np.abs(run_to(field, x0, 1.0, 0.0, h) - exact).max() for h in steps]
     assert 0.9 < ref.fitted_order(steps, errors) < 1.1
     heun = run_to(field, x0, 1.0, 0.0, 0.125, solver=dfx.Heun())
-    same = solve(field, x0, [0.0, 1.0], step=0.125, solver=dfx.Heun()).xs[-1]
-    np.testing.assert_allclose(heun, same, rtol=0, atol=1e-14)
+    other = solve(field, x0, [0.0, 1.0], step=0.125, solver=dfx.Heun()).xs[-1]
+    np.testing.assert_allclose(heun, other, rtol=0, atol=1e-14)
 
 
 def test_stratonovich_methods_have_the_same_law_for_constant_noise():
     """Heun, which converges to dx = χ dt + σP∘dB: the mean of Brownian motion on S²."""
-    n, sigma, t = 20_000, 0.8, 1.0
-    x0 = np.tile([1.0, 0.0, 0.0], (n, 1))
-    field = steady(np.zeros(3))
+    sigma, t = 0.8, 1.0
+    x0 = np.tile([1.0, 0.0, 0.0], (N, 1))
+    field = affine(np.zeros(3))
     coarse, fine = (
         run_to(field, x0, t, sigma, h, k, dfx.Heun())
         for h, k in zip((0.1, 0.05), jr.split(KEY))
@@ -291,7 +298,7 @@ def test_stratonovich_methods_have_the_same_law_for_constant_noise():
 
 # ------------------------------------------------------------------ what a run returns
 
-FIELD = steady([0.3, -0.2, 0.5])
+FIELD = affine([0.3, -0.2, 0.5])
 X0 = ref.tokens(0, 8, 3)
 TS = [0.0, 0.3, 0.47, 1.0]
 ARGUMENTS = {"noise": 0.5, "key": KEY, "step": 0.1}
@@ -299,15 +306,12 @@ SEEN = {"mean": lambda mu: mu.mean(mu.points)}
 
 
 def test_the_same_key_gives_the_same_numbers():
-    """Also with a bar, with other times kept, and within a batch; another key gives
+    """Also with a bar, and within a batch; another key gives
     others."""
     run = diffuse(FIELD, X0, TS, observables=SEEN, **ARGUMENTS)
     bar = diffuse(FIELD, X0, TS, observables=SEEN, progress=True, **ARGUMENTS)
     for got, expected in zip(jax.tree.leaves(bar), jax.tree.leaves(run)):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-15)
-    some = diffuse(FIELD, X0, TS, save=[1, 3], observables=SEEN, **ARGUMENTS)
-    np.testing.assert_allclose(some.xs, run.xs[np.array([1, 3])], rtol=0, atol=1e-15)
-    np.testing.assert_allclose(some.observed["mean"], run.observed["mean"], atol=1e-15)
     np.testing.assert_allclose(run.observed["mean"], run.xs.mean(1), rtol=0, atol=1e-15)
     assert int(run.stats["steps"]) == 3 + 2 + 6  # each interval in equal steps ≤ 0.1
     keys = jnp.stack([KEY, jr.key(8)])
@@ -326,7 +330,7 @@ def test_increments_of_steps_are_independent_normal_numbers():
     tangential direction, uncorrelated from step to step."""
     n, sigma, h = 4000, 1e-4, 0.01
     ts = np.arange(n + 1) * h
-    field, x0 = steady([0.0, 0.0]), np.array([[1.0, 0.0]])
+    field, x0 = affine([0.0, 0.0]), np.array([[1.0, 0.0]])
     run = diffuse(field, x0, ts, noise=sigma, key=KEY, step=h)
     moves = np.diff(np.arctan2(run.xs[:, 0, 1], run.xs[:, 0, 0])) / (sigma * math.sqrt(h))
     assert stats.kstest(moves, "norm").pvalue > 1e-5
@@ -337,7 +341,7 @@ def test_a_stack_of_layers_is_noisy_layer_by_layer():
     """The layer in force is that of the step. On the circle θ̇ = a cos θ has
     sin θ = tanh(a t): with a = 2, then −1, the ends are tanh 2 and tanh 1, up to the bias of
     the step and a little noise."""
-    stack = LayerStack([steady([0.0, 2.0]), steady([0.0, -1.0])])
+    stack = LayerStack([affine([0.0, 2.0]), affine([0.0, -1.0])])
     x0 = np.array([[1.0, 0.0]])
     run = diffuse(stack, x0, [0, 1, 2], noise=1e-4, key=KEY, step=1 / 200)
     np.testing.assert_allclose(run.xs[1:, 0, 1], np.tanh([2, 1]), rtol=0, atol=0.01)
@@ -348,6 +352,7 @@ def test_gradients_at_a_fixed_path():
     key, for a field whose noise depends on the state."""
 
     @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
     def loss(a, sigma, x0):
         objective = Tilted(a)
         field = PolarizedConsensus(objective, jnp.eye(3), 3.0)
@@ -355,7 +360,7 @@ def test_gradients_at_a_fixed_path():
         return jnp.sum(jnp.asarray(ref.tokens(5, 8, 3)) * run.xs[-1])
 
     at = [jnp.asarray([1.0, -0.5, 0.3]), jnp.asarray(0.6), jnp.asarray(X0)]
-    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*at)
+    gradients = loss(*at)[1]
     for i, g in enumerate(gradients):
         v = np.random.default_rng(i).normal(size=g.shape)
         if i == 2:  # along the sphere
@@ -365,7 +370,7 @@ def test_gradients_at_a_fixed_path():
             moved = at[i] + s * v
             if i == 2:
                 moved = moved / jnp.linalg.norm(moved, axis=1, keepdims=True)
-            return float(loss(*at[:i], moved, *at[i + 1 :]))
+            return float(loss(*at[:i], moved, *at[i + 1 :])[0])
 
         slope = ref.slope(along, 1e-3)
         assert abs(slope) > 1e-4

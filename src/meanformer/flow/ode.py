@@ -67,7 +67,8 @@ def solve(
         The papers' scheme is `solver=diffrax.Euler(), step=1e-2`. An implicit solver with a
         fixed step needs its own root finder, `Kvaerno3(root_finder=optimistix.Newton(…))`.
     - `observables`: name → function of the measure µ_t, evaluated at every time in `ts`
-        while integrating (interpolated between steps), nothing else stored.
+        while integrating (interpolated between steps), nothing else stored. Counts and truth
+        values are kept as real numbers.
     - `save`: tokens to keep: "all" times, "last", or indices into `ts`. Adaptive runs step
         exactly onto these.
     - `event`: a function of µ_t; the run stops where it crosses 0, at a time that is
