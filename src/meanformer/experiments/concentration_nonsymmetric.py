@@ -238,8 +238,8 @@ def fig5(settings: Settings) -> Report:
                 (np.asarray(cold_real.ts, float), cold_E, cold_V),
                 float(np.sum((E.T @ E_V) ** 2)),
             ),
-            "spheres39": _with_path(ts, turning[0], [0, 4, 30, 31.5]),
-            "spheres40": _with_path(ts, real[0], [0, 4, 8, 40]),
+            "spheres39": _with_path(ts, turning[0], [0.0, 4.0, 30.0, 31.5]),
+            "spheres40": _with_path(ts, real[0], [0.0, 4.0, 8.0, 40.0]),
         },
         {
             "ts": ts,

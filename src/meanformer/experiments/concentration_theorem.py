@@ -42,7 +42,7 @@ def theorem1(settings: Settings) -> Report:
     betas = np.array([10.0, 30, 100, 300, 1000])
     betas = betas[1:4] if settings.quick else betas
     ts = np.linspace(0, 12 if settings.quick else 16, 49 if settings.quick else 65)
-    width = 1.2  # spacing of nodes in widths of the kernel
+    width = 1.5 if settings.quick else 1.2  # spacing of nodes in widths of the kernel
     if settings.tokens is not None:
         least = 200
         if settings.tokens < least:
@@ -277,7 +277,7 @@ def _project(x: np.ndarray) -> np.ndarray:
     return on / np.linalg.norm(on, axis=-1, keepdims=True)
 
 
-def _rms(w: np.ndarray, off: np.ndarray) -> np.ndarray:
+def _rms(w: np.ndarray, off: np.ndarray) -> np.ndarray | float:
     """(Σⱼ wⱼ|offⱼ|²)^{1/2}."""
     return np.sqrt((off**2).sum(axis=-1) @ w)
 
@@ -312,7 +312,7 @@ def _run(beta: float, ts: np.ndarray, width: float, keep: Sequence[int]) -> dict
         save=keep,
     )
     seen = {k: np.asarray(v, float) for k, v in run.observed["d"].items()}
-    cold = theory.zero_temperature_flow(x, EARLY, Q, K, D)
+    cold = np.asarray(theory.zero_temperature_flow(x, EARLY, Q, K, D))
     return seen | {"x": x, "w": w, "xs": np.asarray(run.xs, float), "cold": cold}
 
 

@@ -63,9 +63,9 @@ class Check:
         if not math.isfinite(difference):
             return False
         if self.relation == "=":
-            return abs(difference) <= self.tolerance
+            return bool(abs(difference) <= self.tolerance)
         sign = 1 if self.relation == "<" else -1
-        return sign * difference <= self.tolerance
+        return bool(sign * difference <= self.tolerance)
 
     def as_dict(self) -> dict[str, Any]:
         row = {
