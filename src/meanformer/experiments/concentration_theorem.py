@@ -391,7 +391,7 @@ def _distance_chart(betas, ts, total, cold, cold_bound, window):
     ]
     label = r"$W_2(\mu^\beta_t,\ \pi_{E\#}\mu_0)$"
     top, bottom = 2 * cold_bound[0], 0.3 * total.min()
-    spans = [(*window, f"law: $W_2 \\leq {EPSILON}$, β = 100")]
+    spans = [(*window, f"law ≤ {EPSILON}, β = 100")]
     return panels(
         [Panel("time t", label, curves, yscale="log", ylim=(bottom, top), spans=spans)]
     )
