@@ -57,7 +57,9 @@ class MultiHead(AbstractField):
             )
         self.heads = tuple(_check_part(head, "heads") for head in heads)
         if not self.heads:
-            raise ValueError("Argument `heads` must hold at least one field, not none.")
+            raise ValueError(
+                "Argument `heads` must hold at least one field, not none. Use [field]."
+            )
         dims = [head.d for head in self.heads]
         if len(set(dims)) > 1:
             raise ValueError(

@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import sphere
 from ..attention import AbstractField
-from ..checks import ArrayLike, check_count, check_scalar, check_times, is_traced
+from ..checks import ArrayLike, check_count, check_scalar, is_traced
 from ..consensus import AbstractNoisyField
 from ..measures import Empirical
-from ..trajectory import Observable, Trajectory, kept_indices, starting_measure
+from ..trajectory import Observable, Trajectory
 from .projected import Projected
-from .run import AbstractPace, Options, in_pieces, integrate, judged, standing
+from .run import AbstractPace, Options, in_pieces, integrate, judged, standing, starting
 
 
 def diffuse(
@@ -72,13 +72,11 @@ def diffuse(
 
     **Source:** *multiscale*, Remark 3.7; *concentration*, Eq. (5).
     """
-    mu0 = starting_measure(field, x0)
+    mu0, ts, keep = starting(field, x0, ts, save)
     x, weights = mu0.points, mu0.weights
-    ts = check_times(ts, "ts").astype(x.dtype)
-    if not is_traced(ts):
-        check_times(ts, "ts")  # again: float32 may have merged some
-    keep = kept_indices(save, ts.shape[0], "ts")
-    sigma = check_scalar(noise, "noise", minimum=0.0).astype(x.dtype)
+    sigma = check_scalar(
+        noise, "noise", minimum=0.0, cure="For no noise give 0, or use `solve`."
+    ).astype(x.dtype)
     dt0 = check_scalar(step, "step", minimum=0.0, strict=True).astype(x.dtype)
     own = isinstance(field.at(ts[0]), AbstractNoisyField)
     inner = GeodesicEuler() if solver is None else _check_solver(solver, own)

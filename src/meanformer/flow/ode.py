@@ -15,16 +15,15 @@ from ..checks import (
     as_float,
     check_count,
     check_scalar,
-    check_times,
     is_traced,
     refuse,
     shown,
 )
 from ..measures import Empirical
-from ..trajectory import Observable, Trajectory, kept_indices, starting_measure
+from ..trajectory import Observable, Trajectory
 from .events import as_event, cut_at_event
 from .projected import Projected
-from .run import AbstractPace, Options, in_pieces, integrate, judged, standing
+from .run import AbstractPace, Options, in_pieces, integrate, judged, standing, starting
 
 
 def velocity(t: Array, y: Array, args: tuple[AbstractField, Array]) -> Array:
@@ -90,12 +89,8 @@ def solve(
     **Raises:** `ValueError` for bad arguments, `RuntimeError` (under `jit`, at run time) if
     steps run out or a token is not finite.
     """
-    mu0 = starting_measure(field, x0)
+    mu0, ts, keep = starting(field, x0, ts, save)
     x, weights = mu0.points, mu0.weights
-    ts = check_times(ts, "ts").astype(x.dtype)
-    if not is_traced(ts):
-        check_times(ts, "ts")  # again: float32 may have merged some
-    keep = kept_indices(save, ts.shape[0], "ts")
     fixed = step is not None
     if fixed:
         if rtol is not None or atol is not None:

@@ -15,9 +15,9 @@ from jaxtyping import Array
 
 from .. import sphere
 from ..attention import AbstractField
-from ..checks import is_traced
+from ..checks import check_times, is_traced
 from ..measures import Empirical
-from ..trajectory import Observable, Trajectory
+from ..trajectory import Observable, Trajectory, kept_indices, starting_measure
 from .projected import Projected
 
 
@@ -43,6 +43,18 @@ class Options(eqx.Module):
     observables: tuple[tuple[str, Observable], ...]
     words: str = eqx.field(static=True)
     event: dfx.Event | None = None
+
+
+def starting(
+    field: AbstractField, x0: Any, ts: Any, save: Any
+) -> tuple[Empirical, Array, tuple[int, ...]]:
+    """Checked: the measure at the start, the times in the dtype of its tokens, and which of
+    them to keep tokens at."""
+    mu0 = starting_measure(field, x0)
+    ts = check_times(ts, "ts").astype(mu0.points.dtype)
+    if not is_traced(ts):
+        check_times(ts, "ts")  # again: float32 may have merged some
+    return mu0, ts, kept_indices(save, ts.shape[0], "ts")
 
 
 def _as_real(value: Any, dtype: Any) -> Array:

@@ -47,7 +47,9 @@ class Clusters(eqx.Module):
     labels: bool = eqx.field(static=True)
 
     def __init__(self, radius: ArrayLike, most: int = 32, labels: bool = False):
-        radius = check_scalar(radius, "radius", minimum=0.0, strict=True)
+        radius = check_scalar(
+            radius, "radius", minimum=0.0, strict=True, cure="It is an angle, in radians."
+        )
         self.radius = refuse(
             radius,
             ~(radius <= math.pi),
