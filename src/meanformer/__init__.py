@@ -15,6 +15,7 @@ from .measures import WrappedNormal as WrappedNormal
 from .partition import Auto as Auto
 from .partition import Blockwise as Blockwise
 from .partition import Dense as Dense
+from .partition import Harmonic as Harmonic
 from .attention import LayerStack as LayerStack
 from .attention import SelfAttention as SelfAttention
 from .attention import TimeDependent as TimeDependent

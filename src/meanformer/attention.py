@@ -8,16 +8,18 @@ Points are rows. Parameters follow the dtype of the tokens at evaluation.
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from . import sphere
-from .checks import ArrayLike, check_finite, check_scalar, check_times
+from .checks import ArrayLike, check_finite, check_scalar, check_times, is_traced
 from .matrices import check_matrices, matmul
 from .measures import Empirical
 from .partition import AbstractPartition, Auto
@@ -86,10 +88,66 @@ def check_partition(partition: Any) -> AbstractPartition:
         return Auto()
     if not isinstance(partition, AbstractPartition):
         raise ValueError(
-            f"Argument `partition` must be `Dense()`, `Blockwise()` or `Auto()`, but is "
-            f"{partition!r}."
+            "Argument `partition` must be `Dense()`, `Blockwise()`, `Harmonic()` or `Auto()`, "
+            f"but is {partition!r}."
         )
     return partition
+
+
+def _sums(node: Any) -> bool:
+    """Whether `node` sums e^{β⟨Qx,Ky⟩} over tokens by a partition."""
+    return isinstance(getattr(node, "partition", None), AbstractPartition) and all(
+        hasattr(node, name) for name in ("Q", "K", "beta")
+    )
+
+
+def summing(tree: Any) -> list[Any]:
+    """All parts of a field (or of observables) that sum over tokens by a partition."""
+    return [node for node in jax.tree.leaves(tree, is_leaf=_sums) if _sums(node)]
+
+
+def prepared(tree: Any, m: int, n: int, dtype: Any) -> Any:
+    """`tree` with each partition as it comes to for m points, n tokens and the largest β‖QᵀK‖
+    in it, where these are known."""
+
+    def choose(node):
+        if not _sums(node):
+            return node
+        Q, K, beta = jax.lax.stop_gradient((node.Q, node.K, node.beta))
+        if is_traced(Q, K, beta):
+            return node
+        Q, K, beta = np.asarray(Q), np.asarray(K), np.asarray(beta)
+        A = beta[..., None, None] * (np.swapaxes(Q, -1, -2) @ K)
+        A = A.reshape(-1, *A.shape[-2:])
+        largest = A[np.argmax(np.linalg.norm(A, 2, axis=(1, 2)))]
+        copy = object.__new__(type(node))
+        for field in dataclasses.fields(node):
+            object.__setattr__(copy, field.name, getattr(node, field.name))
+        with jax.ensure_compile_time_eval():  # numbers that are known, also inside of `jit`
+            found = node.partition.prepared(largest, m, n, dtype)
+        object.__setattr__(copy, "partition", found)
+        return copy
+
+    return jax.tree.map(choose, tree, is_leaf=_sums)
+
+
+def sums_in_words(field: AbstractField) -> str:
+    """The partitions of a field, for a run's `method`."""
+    names = dict.fromkeys(type(node.partition).__name__ for node in summing(field))
+    return f"; sums: {', '.join(names)}" if names else ""
+
+
+def report_sums(field: AbstractField, x: Array, mu: Empirical) -> dict[str, Array]:
+    """How the sums of F(x, µ) are taken (see `AbstractPartition.report`): the largest number
+    of modes, and the sum of `dense_points` over the parts of the field."""
+    modes, points = jnp.asarray(0), jnp.asarray(0)
+    for node in summing(field):
+        B = matmul(jnp.swapaxes(node.Q, -1, -2), node.K)
+        A = (node.beta * B).astype(x.dtype)
+        report = node.partition.report(x, A, mu)
+        modes = jnp.maximum(modes, report["modes"])
+        points = points + report["dense_points"]
+    return {"modes": modes, "dense_points": points}
 
 
 class AbstractAttention(AbstractField):

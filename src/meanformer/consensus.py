@@ -61,7 +61,7 @@ class PolarizedConsensus(AbstractNoisyField):
         make it an `equinox.Module` with a `__call__`.
     - `B`: symmetric, shape (d, d). Need not be positive: only differences of
         f(y) + ½⟨y,By⟩ and the products ⟨x,By⟩ count.
-    - `beta`: β ≥ 0, a scalar. `partition`: as for `SelfAttention`.
+    - `beta`: β ≥ 0, a scalar. `partition`: as for `SelfAttention`, but no harmonics.
 
     e^{−βf} stays in the exponents, so that a particle sees its neighbourhood also where all
     others are better by any β Δf; rounding grows like β(max f − min f + ‖B‖). O(m n d) time.
@@ -91,7 +91,7 @@ class PolarizedConsensus(AbstractNoisyField):
         self.objective = objective if module else _Function(objective)  # pyright: ignore
         self.B = _check_symmetric(B, "B")
         self.beta = check_scalar(beta, "beta", minimum=0.0, cure="To maximise f give −f.")
-        self.partition = check_partition(partition)
+        self.partition = check_partition(partition).off_sphere()  # tokens are lifted
 
     @property
     def d(self) -> int:

@@ -11,11 +11,17 @@ import tqdm
 from jaxtyping import Array
 
 from . import sphere
-from .attention import AbstractField, LayerStack
+from .attention import AbstractField, LayerStack, prepared, sums_in_words
 from .blocks import parts
 from .checks import ArrayLike, check_count, check_scalar, is_traced
 from .measures import Empirical
-from .trajectory import Observable, Trajectory, kept_indices, starting_measure
+from .trajectory import (
+    Observable,
+    Trajectory,
+    kept_indices,
+    starting_measure,
+    stats_of_sums,
+)
 
 
 def unroll(
@@ -73,6 +79,7 @@ def unroll(
     step = check_scalar(step, "step", minimum=0.0, strict=True).astype(x.dtype)
     keep = kept_indices(save, layers + 1, "layers, 0 the start")
     named = tuple((observables or {}).items())
+    field, named = prepared((field, named), mu0.n, mu0.n, x.dtype)
     if progress and not is_traced(field, x, weights, step):
         xs, observed = _unroll_with_bar(field, x, weights, step, keep, named, project)
     else:
@@ -93,9 +100,16 @@ def unroll(
         weights,
         ts if named else ts[:0],
         observed,
-        {"layers": jnp.asarray(keep[-1])},
-        method="unroll: layers x <- normalise(x + step F)",
+        {"layers": jnp.asarray(keep[-1])} | stats_of_sums(field, _kept(field, keep, ts), xs, weights),
+        method="unroll: layers x <- normalise(x + step F)" + sums_in_words(field),
     )
+
+
+def _kept(field: AbstractField, keep: tuple[int, ...], ts: Array) -> Array:
+    """The layer in force at what was kept, or the time."""
+    if isinstance(field, LayerStack):
+        return jnp.minimum(jnp.asarray(keep), field.layers - 1)
+    return ts
 
 
 def _layer(

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from . import files, sphere
-from .attention import AbstractField
+from .attention import AbstractField, LayerStack, report_sums, summing
 from .checks import ArrayLike
 from .measures import Empirical
 
@@ -61,13 +62,34 @@ def kept_indices(save: str | Sequence[int], count: int, name: str) -> tuple[int,
     return tuple(kept)
 
 
+@eqx.filter_jit
+def stats_of_sums(
+    field: AbstractField, times: Array, xs: Array, weights: Array
+) -> dict[str, Array]:
+    """`report_sums` at saved tokens; `times` are those that `field.at` takes, or numbers of
+    layers of a `LayerStack`."""
+    if not summing(field):
+        return {}
+
+    def one(entry):
+        t, x = entry
+        layers = isinstance(field, LayerStack) and jnp.issubdtype(t.dtype, jnp.integer)
+        now = field.layer(t) if layers else field.at(t)
+        return report_sums(now, x, Empirical(x, weights, check=False))
+
+    return jax.lax.map(one, jax.lax.stop_gradient((times, xs)))
+
+
 class Trajectory(eqx.Module):
     """What `solve` and `unroll` return: tokens at times.
 
     - `ts` (t,): the times at which tokens were saved; for `unroll`, layer × step.
     - `xs` (t, n, d): the tokens, of norm 1. `weights` (n,): their masses, of sum 1.
     - `observed`: by name, the values of the observables, first axis along `observed_ts`.
-    - `stats`: numbers of the run (steps taken, accepted, rejected; or layers).
+    - `stats`: numbers of the run (steps taken, accepted, rejected; or layers). For fields that
+        sum by a partition also (t,) `modes`, the degrees of harmonics used for the tokens
+        that were saved (0: none, sums over all pairs), and `dense_points`, how many of these
+        were summed over all tokens one by one.
     - `event_time`, `event_x`: where the event stopped the run, if one was given; `stopped`
         says whether it did.
     - `method`: in words, what computed it.

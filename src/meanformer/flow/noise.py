@@ -17,7 +17,7 @@ from ..consensus import AbstractNoisyField
 from ..measures import Empirical
 from ..trajectory import Observable, Trajectory
 from .projected import Projected
-from .run import AbstractPace, Options, in_pieces, integrate, judged, standing, starting
+from .run import AbstractPace, Options, judged, run_through, standing, starting
 
 
 def diffuse(
@@ -97,7 +97,7 @@ def diffuse(
     if ts.shape[0] == 1:
         return standing(mu0, ts, observables)
     pieces = progress and not is_traced(field, x, weights, ts, options)
-    run = (in_pieces if pieces else integrate)(field, x, weights, ts, dt0, keep, options)
+    run = run_through(field, mu0, ts, dt0, keep, options, pieces)
     cure = "Use a smaller `step`, or a larger `max_steps`."
     return judged(run, options.max_steps, "diffuse", cure) if throw else run
 

@@ -23,7 +23,7 @@ from ..measures import Empirical
 from ..trajectory import Observable, Trajectory
 from .events import as_event, cut_at_event
 from .projected import Projected
-from .run import AbstractPace, Options, in_pieces, integrate, judged, standing, starting
+from .run import AbstractPace, Options, judged, run_through, standing, starting
 
 
 def velocity(t: Array, y: Array, args: tuple[AbstractField, Array]) -> Array:
@@ -132,7 +132,7 @@ def solve(
         as_event(event),
     )
     pieces = progress and event is None and not is_traced(field, x, weights, ts)
-    run = (in_pieces if pieces else integrate)(field, x, weights, ts, dt0, keep, options)
+    run = run_through(field, mu0, ts, dt0, keep, options, pieces)
     run = judged(run, options.max_steps, "solve", _CURE) if throw else run
     return cut_at_event(run)
 

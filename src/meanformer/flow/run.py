@@ -2,6 +2,7 @@
 between kept times; the judgement of how it went."""
 
 import abc
+import dataclasses
 import itertools
 from typing import Any
 
@@ -14,10 +15,16 @@ import tqdm
 from jaxtyping import Array
 
 from .. import sphere
-from ..attention import AbstractField
+from ..attention import AbstractField, prepared, sums_in_words
 from ..checks import check_times, is_traced
 from ..measures import Empirical
-from ..trajectory import Observable, Trajectory, kept_indices, starting_measure
+from ..trajectory import (
+    Observable,
+    Trajectory,
+    kept_indices,
+    starting_measure,
+    stats_of_sums,
+)
 from .projected import Projected
 
 
@@ -203,6 +210,25 @@ def judged(run: Trajectory, max_steps: int, caller: str, cure: str) -> Trajector
             f"reached is {last}. {cure}"
         )
     return run
+
+
+def run_through(
+    field: AbstractField,
+    mu0: Empirical,
+    ts: Array,
+    dt0: Array | None,
+    keep: tuple[int, ...],
+    options: Options,
+    pieces: bool,
+) -> Trajectory:
+    """The run, with sums prepared for what is known of them and counted at the saved times."""
+    x, weights = mu0.points, mu0.weights
+    field, seen = prepared((field, options.observables), mu0.n, mu0.n, x.dtype)
+    words = options.words + sums_in_words(field)
+    options = dataclasses.replace(options, observables=seen, words=words)
+    run = (in_pieces if pieces else integrate)(field, x, weights, ts, dt0, keep, options)
+    counts = stats_of_sums(field, run.ts, run.xs, weights)
+    return eqx.tree_at(lambda r: r.stats, run, run.stats | counts)
 
 
 def standing(mu: Empirical, ts: Array, observables) -> Trajectory:

@@ -1,10 +1,5 @@
-"""The one primitive: the log-partition of a measure and its gradient, the barycentre.
-
-    L_µ(u) = log ∫ e^{⟨u,y⟩} dµ(y),      ∇L_µ(u) = ∫ y e^{⟨u,y⟩} dµ / ∫ e^{⟨u,y⟩} dµ.
-
-Every vector field of the library is made of these two. A partition is a way to compute
-them, exact to rounding here: `Dense` (all pairs at once), `Blockwise` (tile by tile, in
-constant memory), `Auto` (chooses by size).
+"""Sums over all pairs, exact to rounding: `Dense` (all pairs at once) and `Blockwise` (tile by
+tile, in constant memory); and what every partition is.
 
 **Stability.** Exponents are shifted by |u|, an upper bound of ⟨u,y⟩ that needs no pass
 over the pairs. Only where a shifted sum would underflow (no token near the direction of
@@ -16,15 +11,18 @@ recomputes its tiles instead of storing n² numbers.
 
 import abc
 import math
+from typing import Any
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from .checks import check_count
-from .matrices import matmul
-from .measures import Empirical
+from ..checks import check_count
+from ..matrices import matmul
+from ..measures import Empirical
 
 
 class AbstractPartition(eqx.Module):
@@ -34,15 +32,32 @@ class AbstractPartition(eqx.Module):
     def __call__(
         self, x: Float[Array, "m d"], A: Float[Array, "d d"], mu: Empirical
     ) -> tuple[Float[Array, " m"], Float[Array, "m d"]]:
-        """L_µ(uᵢ) and ∇L_µ(uᵢ) at the rows uᵢ of `x @ A`. For attention x are points of
-        the sphere and A = β QᵀK; any x with A = I is allowed. The measure's points must
-        have norm ≤ 1. x, A and µ share one dtype, which is kept."""
+        """L_µ(uᵢ) and ∇L_µ(uᵢ) at the rows uᵢ of `x @ A`, for x and points of µ on the
+        sphere; for attention A = β QᵀK. x, A and µ share one dtype, which is kept."""
 
     def at(
         self, u: Float[Array, "m d"], mu: Empirical
     ) -> tuple[Float[Array, " m"], Float[Array, "m d"]]:
         """L_µ and ∇L_µ at given points u."""
         return self(u, jnp.eye(u.shape[-1], dtype=u.dtype), mu)
+
+    def report(
+        self, x: Float[Array, "m d"], A: Float[Array, "d d"], mu: Empirical
+    ) -> dict[str, Array]:
+        """How these sums are taken: `modes`, the degrees of harmonics (0: none), and
+        `dense_points`, at how many points all tokens are summed one by one."""
+        del A, mu
+        return {"modes": jnp.asarray(0), "dense_points": jnp.asarray(x.shape[0])}
+
+    def prepared(self, A: np.ndarray, m: int, n: int, dtype: Any) -> "AbstractPartition":
+        """What this partition comes to for m points and n tokens, of this dtype, and any
+        known matrix no larger than A: a program with fewer branches."""
+        del A, m, n, dtype
+        return self
+
+    def off_sphere(self) -> "AbstractPartition":
+        """The same for measures whose points have norm ≤ 1 only."""
+        return self
 
 
 def _safe_log(w: Array) -> Array:
@@ -90,7 +105,7 @@ def _add_tiles(f, u: Array, shift: Array, y: Array, w: Array) -> Array:
     )[0]
 
 
-def _rows(u: Array, y: Array, w: Array) -> tuple[Array, Array]:
+def log_sums(u: Array, y: Array, w: Array) -> tuple[Array, Array]:
     """L and ∇L at the rows of u; tokens in tiles y (t, b, d), w (t, b)."""
     fixed = jax.lax.stop_gradient
     bound = fixed(jnp.linalg.norm(u, axis=-1, keepdims=True))
@@ -102,7 +117,8 @@ def _rows(u: Array, y: Array, w: Array) -> tuple[Array, Array]:
         top = jax.lax.map(lambda tile: _tile_maximum(u0, *tile), (y0, w0)).max(0)
         return _add_tiles(_tile_log_sum, u, top, y, w), top
 
-    enough = jnp.all(sums[:, 0] >= _lowest(u.dtype))
+    # One branch for a whole batch: under `vmap` a condition of its own would run both.
+    enough = eqxi.unvmap_all(jnp.all(sums[:, 0] >= _lowest(u.dtype)))
     sums, shift = jax.lax.cond(enough, lambda *_: (sums, bound), with_maxima, u, y, w)
     # Divide by the value of z first: z² in the derivatives of ·/z would underflow.
     scale = fixed(sums[:, :1])
@@ -117,7 +133,7 @@ class Dense(AbstractPartition):
     def __call__(
         self, x: Float[Array, "m d"], A: Float[Array, "d d"], mu: Empirical
     ) -> tuple[Float[Array, " m"], Float[Array, "m d"]]:
-        return _rows(matmul(x, A), mu.points[None], mu.weights[None])
+        return log_sums(matmul(x, A), mu.points[None], mu.weights[None])
 
 
 class Blockwise(AbstractPartition):
@@ -138,9 +154,9 @@ class Blockwise(AbstractPartition):
         y, w = in_blocks(mu.points, self.block), in_blocks(mu.weights, self.block)
         u = in_blocks(matmul(x, A), self.block)
         if u.shape[0] == 1:
-            log_z, mean = _rows(u[0], y, w)
+            log_z, mean = log_sums(u[0], y, w)
         else:
-            log_z, mean = jax.lax.map(lambda rows: _rows(rows, y, w), u)
+            log_z, mean = jax.lax.map(lambda rows: log_sums(rows, y, w), u)
         return log_z.reshape(-1)[:m], mean.reshape(-1, d)[:m]
 
 
@@ -150,16 +166,3 @@ def in_blocks(a: Array, block: int) -> Array:
     size = math.ceil(a.shape[0] / count)
     padding = [(0, count * size - a.shape[0])] + [(0, 0)] * (a.ndim - 1)
     return jnp.pad(a, padding).reshape(count, size, *a.shape[1:])
-
-
-class Auto(AbstractPartition):
-    """`Dense` up to 2²⁰ pairs, `Blockwise()` above. The choice depends on shapes only."""
-
-    def choose(self, m: int, n: int) -> AbstractPartition:
-        """The partition used for m points and n tokens."""
-        return Dense() if m * n <= 2**20 else Blockwise()
-
-    def __call__(
-        self, x: Float[Array, "m d"], A: Float[Array, "d d"], mu: Empirical
-    ) -> tuple[Float[Array, " m"], Float[Array, "m d"]]:
-        return self.choose(x.shape[0], mu.n)(x, A, mu)
