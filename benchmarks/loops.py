@@ -3,14 +3,17 @@
 python benchmarks/loops.py
 """
 
+from pathlib import Path
+
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import meanformer as mf
-from measure import in_turn, record
+from meanformer.bench import in_turn, record
 
+RECORDS = Path(__file__).parent / "records" / "loops.jsonl"
 STEP, BETA = 1e-2, 30.0
 
 
@@ -65,7 +68,7 @@ def one(n: int, layers: int, repeats: int) -> None:
         ("solve, fixed steps", "lax.scan by hand, projected"),
     ):
         record(
-            "loops",
+            RECORDS,
             ours,
             "overhead over a scan of the same formula",
             {"n": n, "d": 3, "layers": layers, "dtype": str(x.dtype)},

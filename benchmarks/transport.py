@@ -8,20 +8,22 @@ against POT at n = 10⁶; by entropy on S² at n = 10⁴, against SciPy's exact 
 import argparse
 import time
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import meanformer as mf
+from meanformer.bench import compiled, in_turn, record
 from meanformer.experiments.report import peak_memory_mb
 from meanformer.transport import wasserstein
-from measure import compiled, in_turn, record
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import ot
 
+RECORDS = Path(__file__).parent / "records" / "transport.jsonl"
 CIRCLE = "cost of an exact distance on the circle"
 ENTROPY = "cost and error of a Sinkhorn divergence"
 EPSILON = 1e-2
@@ -45,7 +47,7 @@ def circle(n: int, p: int, repeats: int) -> None:
     peer_value = 2 * np.pi * float(peer["POT"]()[0]) ** (1 / p)
     parameters = {"n": n, "p": p, "dtype": "float64"}
     line = record(
-        "transport",
+        RECORDS,
         "ot.wasserstein_circle",
         CIRCLE,
         parameters,
@@ -55,7 +57,7 @@ def circle(n: int, p: int, repeats: int) -> None:
     )
     found = ours()
     record(
-        "transport",
+        RECORDS,
         "wasserstein, circle",
         CIRCLE,
         parameters,
@@ -70,7 +72,7 @@ def circle(n: int, p: int, repeats: int) -> None:
         reference="the same distance by the code for weights",
     )
     record(
-        "transport",
+        RECORDS,
         "wasserstein, circle, weights",
         CIRCLE,
         parameters,
@@ -94,7 +96,7 @@ def assignment(n: int, cost: str) -> float:
     found = wasserstein(x, y, cost=cost, method="exact")
     seconds = [time.perf_counter() - begin]
     record(
-        "transport",
+        RECORDS,
         "wasserstein, assignment",
         "cost of an exact distance on S²",
         {"n": n, "d": 3, "p": 2, "cost": cost, "dtype": "float64"},
@@ -125,7 +127,7 @@ def sinkhorn(n: int, cost: str, dtype: str, exact: float | None) -> None:
     if exact is not None:
         judged |= {"relative_error": abs(value / exact - 1), "reference": "assignment"}
     record(
-        "transport",
+        RECORDS,
         "wasserstein, sinkhorn",
         ENTROPY,
         {"n": n, "d": 3, "p": 2, "cost": cost, "epsilon": EPSILON, "dtype": dtype},

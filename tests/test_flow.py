@@ -844,7 +844,7 @@ def test_a_trajectory_is_a_pytree_of_arrays():
     run = solve(field, x0, SPAN)
     assert isinstance(run, Trajectory)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(run))
-    assert run.method == "solve: projected Tsit5, adaptive steps"
+    assert run.method == "solve: projected Tsit5, adaptive steps; sums: Dense"
     assert run.event_time is None
 
 

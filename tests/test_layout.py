@@ -15,14 +15,15 @@ import meanformer
 SOURCE = Path(meanformer.__file__).parent
 # Each module imports only from those above it.
 ORDER = ["checks", "files", "sphere", "matrices", "special", "harmonics", "measures"]
-ORDER += ["partition", "attention", "blocks", "limits", "consensus"]
+ORDER += ["partition", "attention", "kernels", "blocks", "limits", "consensus"]
 ORDER += ["theory", "transport", "observables", "trajectory", "flow", "layers"]
 ORDER += ["plotting", "charts"]
-ORDER += ["experiments", "__main__"]
+ORDER += ["experiments", "bench", "__main__"]
 # Predictions share no code with the simulator that they are compared to.
 THEORY = {"checks", "sphere", "matrices", "special", "harmonics", "measures", "theory"}
 # Modules that may import inside functions, and why.
 LAZY = {
+    "bench": "torch and cbx are optional peers, imported by who asks for them",
     "__main__": "`meanformer --help` answers without loading the experiments",
     "transport": "ott is slow to import, POT is optional: whoever asks for them waits",
 }
@@ -33,6 +34,8 @@ RESERVED = {
     "ott": {"transport"},
     "ot": {"transport"},
     "plotly": set(),
+    "torch": {"bench"},
+    "cbx": {"bench"},
 }
 
 

@@ -81,9 +81,9 @@ def test_blocks_need_not_divide_the_number_of_tokens(m, n, block):
 
 
 def test_auto_takes_all_pairs_at_once_up_to_a_million():
-    """`Auto` chooses by the number of pairs m·n alone."""
-    assert Auto().choose(1024, 1024) == Dense()
-    assert Auto().choose(1024, 1025) == Blockwise()
+    """For d > 3 `Auto` chooses by the number of pairs m·n alone."""
+    assert Auto().choose(1024, 1024, 4, np.float64) == Dense()
+    assert Auto().choose(1024, 1025, 4, np.float64) == Blockwise()
     mu = Empirical(ref.tokens(0, 10, 3))
     u = jnp.asarray(ref.tokens(1, 2, 3))
     np.testing.assert_array_equal(at(Auto(), u, mu)[1], at(Dense(), u, mu)[1])

@@ -20,6 +20,7 @@ from .attention import LayerStack as LayerStack
 from .attention import SelfAttention as SelfAttention
 from .attention import TimeDependent as TimeDependent
 from .attention import UnnormalizedSelfAttention as UnnormalizedSelfAttention
+from .kernels import KernelInteraction as KernelInteraction
 from .blocks import Block as Block
 from .blocks import CausalSelfAttention as CausalSelfAttention
 from .blocks import FeedForward as FeedForward

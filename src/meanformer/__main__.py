@@ -1,4 +1,4 @@
-"""The command `meanformer`: list the experiments, run one."""
+"""The command `meanformer`: list the experiments, run one, measure what the sums cost."""
 
 import contextlib
 import dataclasses
@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from . import experiments
-from .checks import nearest
+from . import bench as suite, experiments
+from .bench.cases import listing as list_cases
+from .bench.suite import wrong
+from .checks import check_count, nearest
 from .experiments.report import table, write
 from .files import check_folder
 
@@ -45,9 +47,31 @@ class Run:
     multiscale/fig3)."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Time the fields of the papers and others, against torch, NumPy and CBXpy: one line per
+    measurement in OUT/bench.jsonl, and of all lines there a table (bench.md) and a plot
+    (bench.png, bench.pdf). Time a quiet machine; all cases take most of an hour. Exit status
+    1 if one of our sums fails or is wrong, 2 for bad arguments."""
+
+    cases: tuple[str, ...] = ()
+    """Names of cases, or of groups of them such as dense, growth, auto; default all."""
+    quick: bool = False
+    """Few tokens and two repeats: seconds per case. Says nothing about speed."""
+    repeats: int | None = None
+    """Times to keep of each contender, run in turn; default 7, in a quick run 2."""
+    out: Path = Path("runs/bench")
+    """Folder to write in. Records are added to those that are there."""
+    seed: int = 0
+    """Seed of the random tokens."""
+    list: bool = False
+    """Only name the cases, one line each."""
+
+
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 
 
@@ -63,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(command, List):
         print(listing())
         return 0
+    if isinstance(command, Bench):
+        return bench(command)
     return run(command)
 
 
@@ -138,6 +164,46 @@ def run(options: Run) -> int:
         f"{paths[-1].parent}/: {', '.join(p.name for p in paths)}"
     )
     return 0 if report.holds else 1
+
+
+def bench(options: Bench) -> int:
+    """Run the benchmark suite; returns the exit status of the command."""
+    if options.list:
+        print(list_cases())
+        return 0
+    try:
+        cases = suite.chosen(options.cases)
+        repeats = check_count(
+            (2 if options.quick else 7) if options.repeats is None else options.repeats,
+            "--repeats",
+        )
+        check_count(options.seed, "--seed", minimum=0)
+        check_folder(options.out, "--out")
+        suite.read(options.out / "bench.jsonl")
+    except ValueError as error:
+        return _refused(error)
+    jax.config.update("jax_enable_x64", True)
+    path = options.out / "bench.jsonl"
+    settings = suite.Options(path, repeats, options.seed, options.quick)
+    amiss: list[str] = []
+    interrupted = False
+    try:
+        for line in suite.run_suite(cases, settings):
+            if why := wrong(line):
+                amiss.append(f"{line['case']}, {line['name']}: {why}")
+    except KeyboardInterrupt:
+        interrupted = True
+    paths = suite.write(options.out)
+    names = ", ".join([path.name, *(p.name for p in paths)]) if paths else "nothing"
+    print(f"\n{options.out}/: {names}")
+    if interrupted:
+        print(
+            "meanformer: interrupted; the records made so far are kept.", file=sys.stderr
+        )
+        return 130
+    for text in amiss:
+        print(f"meanformer: {text}", file=sys.stderr)
+    return 1 if amiss else 0
 
 
 def _refused(error: ValueError) -> int:

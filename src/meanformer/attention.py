@@ -33,8 +33,8 @@ class AbstractField(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def d(self) -> int:
-        """Dimension of the tokens."""
+    def d(self) -> int | None:
+        """Dimension of the tokens (None: any)."""
 
     @abc.abstractmethod
     def drive(self, x: Float[Array, "m d"], mu: Empirical) -> Float[Array, "m d"]:
@@ -123,7 +123,9 @@ def prepared(tree: Any, m: int, n: int, dtype: Any) -> Any:
         copy = object.__new__(type(node))
         for field in dataclasses.fields(node):
             object.__setattr__(copy, field.name, getattr(node, field.name))
-        with jax.ensure_compile_time_eval():  # numbers that are known, also inside of `jit`
+        with (
+            jax.ensure_compile_time_eval()
+        ):  # numbers that are known, also inside of `jit`
             found = node.partition.prepared(largest, m, n, dtype)
         object.__setattr__(copy, "partition", found)
         return copy
@@ -325,7 +327,7 @@ class LayerStack(AbstractField):
         self.times = check_times(check_finite(times, "times", (self.layers,)), "times")
 
     @property
-    def d(self) -> int:
+    def d(self) -> int | None:
         return self.stacked.d
 
     def layer(self, l: int | Array) -> AbstractField:

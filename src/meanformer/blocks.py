@@ -71,7 +71,7 @@ class MultiHead(AbstractField):
         self.weights = check_weights(weights, "weights", count)
 
     @property
-    def d(self) -> int:
+    def d(self) -> int | None:
         return self.heads[0].d
 
     def at(self, t: Float[Array, ""]) -> "MultiHead":
@@ -256,7 +256,7 @@ class Block(AbstractField):
             )
 
     @property
-    def d(self) -> int:
+    def d(self) -> int | None:
         return self.attention.d
 
     def at(self, t: Float[Array, ""]) -> "Block":

@@ -12,13 +12,20 @@ import numpy as np
 from . import plotting
 from .checks import nearest
 
+_DOTS: dict[str, Any] = {"ls": "", "mew": 0}
 _KINDS: dict[str, dict[str, Any]] = {
     "measured": {"color": "#0072B2", "lw": 1.3},
     "measured2": {"color": "#009E73", "lw": 1.3},
-    "points": {"color": "#56B4E9", "ls": "", "marker": "o", "ms": 2.6, "mew": 0},
+    "points": _DOTS | {"color": "#56B4E9", "marker": "o", "ms": 2.6},
+    "points2": _DOTS | {"color": "#009E73", "marker": "s", "ms": 2.6},
+    "faint": _DOTS | {"color": "#0072B2", "marker": "o", "ms": 2, "alpha": 0.3},
+    "faint2": _DOTS | {"color": "#009E73", "marker": "s", "ms": 2, "alpha": 0.3},
+    "interval": {"color": "#0072B2", "fmt": "o", "ms": 3, "lw": 1.2, "capsize": 2},
+    "interval2": {"color": "#009E73", "fmt": "s", "ms": 3, "lw": 1.2, "capsize": 2},
     "theory": {"color": "#D55E00", "lw": 1.1, "ls": (0, (5, 1.5))},
     "theory2": {"color": "#000000", "lw": 0.9, "ls": (0, (1.5, 1.2))},
     "theory3": {"color": "#CC79A7", "lw": 0.9, "ls": (0, (4, 1.2, 1, 1.2))},
+    "theory4": {"color": "#E69F00", "lw": 0.9, "ls": (0, (3, 1, 1, 1, 1, 1))},
     "band": {"color": "#0072B2", "alpha": 0.2, "lw": 0},
 }
 
@@ -26,8 +33,10 @@ _KINDS: dict[str, dict[str, Any]] = {
 @dataclasses.dataclass(frozen=True)
 class Curve:
     """y against x, named `label` ("": not in the legend). `kind`: "measured", "measured2"
-    (lines), "points", "theory", "theory2", "theory3" (dashed), or "band" between `y` and
-    `upper`; `color` instead of that of the kind, for families of curves (`shades`)."""
+    (lines), "points", "points2", "faint", "faint2" (dots, for single samples), "theory",
+    "theory2", "theory3", "theory4" (dashed), "band" between `y` and `upper`, or "interval",
+    "interval2": a dot in the middle of a bar from `y` to `upper` at each x; `color` instead of
+    that of the kind, for families of curves (`shades`)."""
 
     x: Any
     y: Any
@@ -122,6 +131,10 @@ def _draw(ax: Any, panel: Panel) -> None:
         style = _KINDS[c.kind] | ({} if c.color is None else {"color": c.color})
         if c.kind == "band":
             ax.fill_between(c.x, c.y, c.upper, label=c.label, **style)
+        elif c.kind.startswith("interval"):
+            low, high = np.asarray(c.y, float), np.asarray(c.upper, float)
+            half = (high - low) / 2
+            ax.errorbar(c.x, low + half, half, label=c.label, zorder=4, **style)
         else:
             ax.plot(
                 c.x, c.y, label=c.label, zorder=3 if "theory" in c.kind else 2, **style

@@ -100,7 +100,8 @@ def unroll(
         weights,
         ts if named else ts[:0],
         observed,
-        {"layers": jnp.asarray(keep[-1])} | stats_of_sums(field, _kept(field, keep, ts), xs, weights),
+        {"layers": jnp.asarray(keep[-1])}
+        | stats_of_sums(field, _kept(field, keep, ts), xs, weights),
         method="unroll: layers x <- normalise(x + step F)" + sums_in_words(field),
     )
 

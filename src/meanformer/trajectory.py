@@ -30,7 +30,7 @@ def starting_measure(field: AbstractField, x0: ArrayLike | Empirical) -> Empiric
             f"Argument `field` must be a field such as `SelfAttention`, but is {field!r}."
         )
     if isinstance(x0, Empirical):
-        if x0.d != field.d:
+        if field.d is not None and x0.d != field.d:
             raise ValueError(
                 f"Argument `x0` must be a measure on S^(d−1) with d = {field.d} to fit "
                 f"the matrices, but has d = {x0.d}."
@@ -73,8 +73,10 @@ def stats_of_sums(
 
     def one(entry):
         t, x = entry
-        layers = isinstance(field, LayerStack) and jnp.issubdtype(t.dtype, jnp.integer)
-        now = field.layer(t) if layers else field.at(t)
+        if isinstance(field, LayerStack) and jnp.issubdtype(t.dtype, jnp.integer):
+            now = field.layer(t)
+        else:
+            now = field.at(t)
         return report_sums(now, x, Empirical(x, weights, check=False))
 
     return jax.lax.map(one, jax.lax.stop_gradient((times, xs)))

@@ -13,6 +13,7 @@ from . import (
     concentration_pushforward,
     concentration_terminal,
     concentration_theorem,
+    metastable_remainder,
     multiscale_alignment,
     multiscale_heat,
 )
@@ -56,6 +57,12 @@ REGISTRY: dict[str, Experiment] = {
             "forward diffusion of 5·10⁴ tokens on the circle against the heat equation",
             "arXiv:2509.25040, Figure 3, scenario 2b",
             multiscale_heat.fig3,
+        ),
+        Experiment(
+            "metastable/remainder",
+            "what is left beside the dominant mode at T₁: |R|/n^(−1/4) falls, up to 10⁷ tokens",
+            "arXiv:2410.23228, Theorem 4.2",
+            metastable_remainder.remainder,
         ),
         Experiment(
             "concentration/fig1",

@@ -1,7 +1,9 @@
 """What sums cost, to choose between ways to take them: seconds of two CPU cores, fitted to
 `meanformer bench --cases auto`. Only their ratios count. Accelerators are guesses."""
 
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,14 @@ def dense(dtype: jnp.dtype, m: int, n: int) -> float:
 
 
 def harmonic(
-    d: int, dtype: jnp.dtype, P: Array, radii: Array, read: Array, m: int, n: int
-) -> Array:
+    d: int,
+    dtype: jnp.dtype,
+    P: Array | int,
+    radii: Array | int,
+    read: Array | int,
+    m: int,
+    n: int,
+) -> Any:
     """`Harmonic` with P nodes to a circle and a number of radii, each read at `read` points."""
     size = 1.0 if dtype == jnp.float64 else 0.55
     stage = 1e-7 * P if d == 2 else 2e-9 * P**3.0
@@ -30,13 +38,12 @@ def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
+@functools.cache
 def least(d: int, dtype: jnp.dtype) -> int:
     """From how many tokens on `Harmonic` is ever faster than all pairs of them."""
     n = 1024
     while n < 2**24:
-        one = jnp.ones(())
-        cost = harmonic(d, dtype, 48 * one, one, jnp.asarray(n), 0, n)
-        if float(cost) < dense(dtype, n, n):
+        if harmonic(d, dtype, 48, 1, n, 0, n) < dense(dtype, n, n):
             return n
         n = math.ceil(1.2 * n)
     return n

@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
@@ -42,7 +43,7 @@ from ..checks import check_count, check_scalar, is_traced, refuse, shown
 from ..matrices import matmul
 from ..measures import Empirical
 from . import costs
-from .grids import AbstractChart, Circle, Sphere
+from .grids import AbstractChart, Circle, Sphere, away_from_poles
 from .sums import AbstractPartition, Blockwise, in_blocks, log_sums
 from .windows import Window, window
 
@@ -50,7 +51,7 @@ from .windows import Window, window
 _LADDERS = {2: (64, 256, 1024, 8192), 3: (48, 96, 144, 192, 256)}
 _SCREENS = {2: (256, 1024, 4096), 3: (128, 256)}
 _RADII = 48  # most Chebyshev nodes in √κ
-_ROWS = 64  # rows of one dense repair
+_FEW = 256  # rows that are summed densely without looking at all of them
 
 
 # ------------------------------------------------------------------------ sums
@@ -62,7 +63,9 @@ def _monomials(d: int, degree: int) -> tuple[tuple[int, ...], ...]:
     found: list[tuple[int, ...]] = [(0,) * d]
     layer = found
     for _ in range(degree):
-        grown = [tuple(np.add(e, np.eye(d, dtype=int)[a])) for e in layer for a in range(d)]
+        grown = [
+            tuple(np.add(e, np.eye(d, dtype=int)[a])) for e in layer for a in range(d)
+        ]
         layer = list(dict.fromkeys(tuple(map(int, e)) for e in grown))
         found = found + layer
     return tuple(found)
@@ -74,15 +77,21 @@ def _raised(d: int, degree: int) -> np.ndarray:
     place = {e: i for i, e in enumerate(_monomials(d, degree + 1))}
     one = np.eye(d, dtype=int)
     return np.array(
-        [[place[tuple(map(int, np.add(e, one[a])))] for e in _monomials(d, degree)] for a in range(d)]
+        [
+            [place[tuple(map(int, np.add(e, one[a])))] for e in _monomials(d, degree)]
+            for a in range(d)
+        ]
     )
 
 
-def _radii(low: Array, high: Array, error: float) -> tuple[Array, Array]:
+def _radii(low: Array, high: Array, error: float) -> Array:
     """How many Chebyshev nodes in t = √κ interpolate e^{−τt²}, 0 ≤ τ ≤ 2, on [√low, √high] with
     the given error, and ∞ if more than `_RADII`; by Bernstein's bound 2M ρ^{1−Q}/(ρ − 1) with M
     the maximum on the ellipse of semi-axes (ρ ± 1/ρ)h/2."""
-    middle, half = (jnp.sqrt(high) + jnp.sqrt(low)) / 2, (jnp.sqrt(high) - jnp.sqrt(low)) / 2
+    middle, half = (
+        (jnp.sqrt(high) + jnp.sqrt(low)) / 2,
+        (jnp.sqrt(high) - jnp.sqrt(low)) / 2,
+    )
     log_rho = np.linspace(0.05, 5, 100)[:, None]
     angle = np.linspace(0, math.pi, 33)
     real = jnp.asarray(np.cosh(log_rho) * np.cos(angle), low.dtype)
@@ -124,7 +133,9 @@ class _Plan(eqx.Module):
 
     def excess(self, kappa: Array) -> Array:
         """(κ − a)²/2a ≥ 0, a the middle of the range: see `_screened`."""
-        return (kappa - self.middle) ** 2 / (2 * jnp.where(self.middle > 0, self.middle, 1))
+        return (kappa - self.middle) ** 2 / (
+            2 * jnp.where(self.middle > 0, self.middle, 1)
+        )
 
 
 def _polar(u: Array) -> tuple[Array, Array]:
@@ -140,7 +151,10 @@ def _sums(degree: int, u: Array, spread: Array, plan: _Plan) -> Array:
     (m, α), from the tokens as `spread` on a grid. Linear in `spread`; jax may transpose it,
     but must not differentiate it in u: see `moments`."""
     chart, ladder = plan.chart, plan.ladder
-    points = [_polar(u), *(_polar(matmul(_nodes(chart, P, u), plan.A)) for P in plan.screens)]
+    points = [
+        _polar(u),
+        *(_polar(matmul(_nodes(chart, P, u), plan.A)) for P in plan.screens),
+    ]
     columns = len(_monomials(u.shape[1], degree))
     low, high = jnp.sqrt(plan.low), jnp.sqrt(plan.high)
     middle, half, used = (high + low) / 2, (high - low) / 2, plan.used
@@ -247,7 +261,9 @@ def _largest(plan: _Plan, spread: Array) -> Array:
         return jnp.max(plan.chart.zonal(lambda gap: jnp.exp(-plan.low * gap), W))
 
     branches = [functools.partial(on_grid, P) for P in plan.ladder]
-    return lax.switch(plan.rung, [*branches, lambda spread: jnp.ones((), spread.dtype)], spread)
+    return lax.switch(
+        plan.rung, [*branches, lambda spread: jnp.ones((), spread.dtype)], spread
+    )
 
 
 # `moments` and its transpose as primitives of jax: linear in one argument, with derivatives
@@ -315,7 +331,7 @@ def _primitive(name: str, compute, shape, apply, slope) -> Primitive:
     primitive.def_impl(jitted)
 
     primitive.def_abstract_eval(
-        lambda u, _, *leaves, **static: jax.core.ShapedArray(shape(u, **static), u.dtype)
+        lambda u, _, *leaves, **static: ShapedArray(shape(u, **static), u.dtype)
     )
     mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
 
@@ -327,7 +343,7 @@ def _primitive(name: str, compute, shape, apply, slope) -> Primitive:
             terms.append(slope(degree, u, linear, plan, du))
         if type(dlinear) is not ad.Zero:
             terms.append(apply(degree, u, dlinear, plan))
-        return value, sum(terms) if terms else ad.Zero.from_primal_value(value)
+        return value, sum(terms, jnp.zeros_like(value))
 
     ad.primitive_jvps[primitive] = jvp
 
@@ -380,7 +396,7 @@ def _exponent(kappa: Array, k: Array | int) -> Array:
     )
 
 
-def tail(d: int, kappa: Array, degree: int) -> Array:
+def tail(d: int, kappa: Array, degree: Array | int) -> Array:
     """A bound of what the degrees above `degree` ≥ 1 add to e^{κ(q−1)} on S^{d−1}, d = 2, 3."""
     if d == 3:
         return 2 * kappa * jnp.exp(-_exponent(kappa, degree))
@@ -436,7 +452,7 @@ class Harmonic(AbstractPartition):
     **No wrong answer without notice.** The series is exact relative to e^κ; where no token is
     near the direction of u the sum is far smaller. Rows whose error bound exceeds tol times
     their sum (tail + windows + 4 units of rounding of the largest sum) are collected and summed
-    densely, 64 at a time, all of them if need be. `report` counts them; `solve` and `unroll`
+    densely, as many as there are. `report` counts them; `solve` and `unroll`
     put the counts at the times that they keep in `stats`.
 
     **Derivatives** in both modes and of any order, also of A = βB at an orthogonal B and at
@@ -480,7 +496,7 @@ class Harmonic(AbstractPartition):
 
     def prepared(self, A: np.ndarray, m: int, n: int, dtype: Any) -> AbstractPartition:
         ladder, error = self.ladder(A.shape[0]), self.error(dtype)
-        P = smallest_grid(A.shape[0], ladder, error, np.linalg.norm(A, 2))
+        P = smallest_grid(A.shape[0], ladder, error, float(np.linalg.norm(A, 2)))
         if P is None:  # refuse, or sum densely, as the whole ladder does
             return self if self.max_modes is not None else Blockwise()
         if self.thrifty and _slower(A, P, error, m, n, dtype):
@@ -493,8 +509,9 @@ class Harmonic(AbstractPartition):
             "of the ball, which have no harmonics. Use `Auto()` or `Blockwise()`."
         )
 
-    def tolerance(self, dtype: jnp.dtype) -> float:
+    def tolerance(self, dtype: Any) -> float:
         """`tol`, or its default for tokens of this dtype."""
+        dtype = jnp.dtype(dtype)
         least = 8 * float(jnp.finfo(dtype).eps)
         if self.tol is None:
             return 1e-10 if least < 1e-10 else 1e-5
@@ -517,11 +534,11 @@ class Harmonic(AbstractPartition):
         if self.max_modes is None:
             return _LADDERS[d]
         last = 2 * (self.max_modes + 1)
-        return (*(P for P in _LADDERS[d] if P < last), last)
+        return (*(P for P in _LADDERS[d] if last > P), last)
 
-    def error(self, dtype: jnp.dtype) -> float:
+    def error(self, dtype: Any) -> float:
         """What tails of series may add, relative to e^κ."""
-        return max(1e-6 * self.tolerance(dtype), float(jnp.finfo(dtype).eps) / 8)
+        return max(1e-6 * self.tolerance(dtype), float(jnp.finfo(dtype).eps) / 8, 1e-15)
 
 
 class _Series(eqx.Module):
@@ -539,7 +556,7 @@ def _series(how: Harmonic, degree: int, x, A, u: Array, mu: Empirical) -> _Serie
     ladder, tol, error = how.ladder(d), how.tolerance(dtype), how.error(dtype)
     chart = (Circle if d == 2 else Sphere)(window(error / (2 * (d - 1))))
     points = mu.points
-    turn = jnp.eye(d, dtype=dtype) if d == 2 else _away_from_poles(points)
+    turn = jnp.eye(d, dtype=dtype) if d == 2 else away_from_poles(points)
     turned = u if d == 2 else matmul(u, turn)
     plan = _plan(how, chart, ladder, error, tol, x, A, turned, turn, mu.n)
     if how.max_modes is not None:
@@ -574,11 +591,14 @@ def _slower(A: np.ndarray, P: int, error: float, m: int, n: int, dtype: Any) -> 
     """Whether harmonics cost more than all pairs, for points xA everywhere on the sphere."""
     d = A.shape[0]
     sizes = np.linalg.svd(A, compute_uv=False)
-    count = _radii(*jnp.asarray(sizes[[-1, 0]], jnp.result_type(float)), error)
+    low, high = jnp.asarray(sizes[-1]), jnp.asarray(sizes[0])
+    count = _radii(low, high, error)
     chart = Circle if d == 2 else Sphere
     screens = [math.prod(chart(window(error)).shape(P)) for P in _SCREENS[d]]
     read = min([m, *(nodes for nodes in screens[:1] if count > 1 and 2 * nodes <= m)])
-    cost = costs.harmonic(d, jnp.dtype(dtype), jnp.asarray(P), count, jnp.asarray(read), m, n)
+    cost = costs.harmonic(
+        d, jnp.dtype(dtype), jnp.asarray(P), count, jnp.asarray(read), m, n
+    )
     return bool(cost >= costs.dense(jnp.dtype(dtype), m, n) or count > _RADII)
 
 
@@ -638,8 +658,8 @@ def _bound(plan: _Plan, error: float, kappa: Array, mass: Array, scale: Array) -
     P = jnp.asarray((*plan.ladder, plan.ladder[-1]), jnp.int32)[plan.rung]
     eps = jnp.finfo(kappa.dtype).eps
     windows = _aliasing(d, P, plan.high, plan.chart.window)
-    bound = mass * (2 * error + windows) + 4 * eps * scale
-    amplified = mass * (error + windows) + 4 * eps * scale
+    bound = mass * (2 * error + windows) + 2 * eps * scale
+    amplified = mass * (error + windows) + 2 * eps * scale
     through = 2 * bound + amplified * jnp.exp(plan.excess(kappa))
     return jnp.where(plan.screen > 0, through, bound)
 
@@ -658,58 +678,38 @@ def _too_many(d: int, kappa: Array, error: float, ladder: tuple[int, ...]) -> st
     )
 
 
-# Axes in general position: tokens are seldom near any, and never near all.
-_AXES = np.array(
-    [
-        [math.sqrt(1 - z * z) * math.cos(2.4 * i + 0.3), math.sqrt(1 - z * z) * math.sin(2.4 * i + 0.3), z]
-        for i, z in enumerate(np.linspace(0.03, 0.97, 12))
-    ]
-)
-
-
-def _away_from_poles(y: Array) -> Array:
-    """A rotation (y @ turn are the new coordinates) whose third axis stays away from tokens:
-    at a pole of the grid derivatives in a token lose digits. Judged from ≤ 4096 of them."""
-    some = lax.stop_gradient(y[:: -(-y.shape[0] // 4096)])
-    near = jnp.max(jnp.abs(matmul(some, jnp.asarray(_AXES.T, y.dtype))), axis=0)
-    frames = []
-    for axis in _AXES:
-        first = np.cross(axis, np.eye(3)[int(np.argmin(np.abs(axis)))])
-        first /= np.linalg.norm(first)
-        frames.append(np.stack([first, np.cross(axis, first), axis], axis=1))
-    return jnp.asarray(np.stack(frames), y.dtype)[jnp.argmin(near)]
-
-
 def _repaired(
     u: Array, mu: Empirical, bad: Array, result: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """`result` with its bad rows summed densely, `_ROWS` at a time, as many as there are."""
+    """`result` with its bad rows summed densely: as many as there are, a few at a time."""
     (m, d), count = u.shape, jnp.sum(bad)
-    chunks = -(-m // _ROWS)
 
-    @jax.checkpoint
-    def some(u, y, w, result):
-        index = jnp.nonzero(bad, size=chunks * _ROWS, fill_value=m)[0]
+    def redo(most, rows, u, y, w, result):
+        chunks = -(-most // rows)
+        index = jnp.nonzero(bad, size=chunks * rows, fill_value=m)[0]
         tiles = in_blocks(y, 4096), in_blocks(w, 4096)
 
         @jax.checkpoint
         def chunk(carry, i):
-            rows = lax.dynamic_slice(index, (i * _ROWS,), (_ROWS,))
+            here = lax.dynamic_slice(index, (i * rows,), (rows,))
 
             def dense():
-                return log_sums(u[jnp.minimum(rows, m - 1)], *tiles)
+                return log_sums(u[jnp.minimum(here, m - 1)], *tiles)
 
             def skip():
-                return jnp.zeros(_ROWS, u.dtype), jnp.zeros((_ROWS, d), u.dtype)
+                return jnp.zeros(rows, u.dtype), jnp.zeros((rows, d), u.dtype)
 
-            return carry, lax.cond(eqxi.unvmap_any(i * _ROWS < count), dense, skip)
+            return carry, lax.cond(eqxi.unvmap_any(i * rows < count), dense, skip)
 
         log_z, mean = lax.scan(chunk, None, jnp.arange(chunks))[1]
         fresh = log_z.reshape(-1), mean.reshape(-1, d)
         return tuple(a.at[index].set(b, mode="drop") for a, b in zip(result, fresh))
 
-    def none(u, y, w, result):
-        return result
-
-    touched = eqxi.unvmap_any(count > 0)
-    return lax.cond(touched, some, none, u, mu.points, mu.weights, result)
+    branches = [
+        lambda u, y, w, result: result,
+        jax.checkpoint(functools.partial(redo, min(m, _FEW), 16)),
+        jax.checkpoint(functools.partial(redo, m, 64)),
+    ]
+    case = (count > 0).astype(int) + (count > _FEW)
+    case = eqxi.unvmap_max(case)
+    return lax.switch(case, branches, u, mu.points, mu.weights, result)

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 _WIDEST = 16
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Window:
     """The window of `width` w: `coefficients[q, i]` of z^q on its i-th interval, where z in
     [−1, 1] runs against s. `error` is the largest for a mode |k| ≤ N/8, `outer_error` for
@@ -36,6 +36,9 @@ class Window:
     coefficients: np.ndarray
     error: float
     outer_error: float
+
+    def __repr__(self) -> str:
+        return f"Window(width={self.width})"
 
     def weights(
         self, s: Float[Array, " n"]
