@@ -159,6 +159,34 @@ def test_series_agrees_with_sums_over_all_pairs(d, dtype):
             assert int(report["dense_points"]) == 0, name
 
 
+def test_batches_with_members_beyond_all_grids_are_right():
+    """`vmap` over β = 5 and 10⁷: the second member has no grid and is summed over all pairs."""
+    x = jnp.asarray(ref.tokens(0, 60, 2))
+    mu = mf.Empirical(x)
+    for how in (mf.Harmonic(1e-10), mf.Harmonic(1e-10, nodes=64)):
+        found, report = jax.vmap(lambda b, how=how: both(how, x, b * jnp.eye(2), mu))(
+            jnp.asarray([5.0, 1e7])
+        )
+        expected = [mf.Dense()(x, b * jnp.eye(2), mu) for b in (5.0, 1e7)]
+        for i, pair in enumerate(expected):
+            for a, b in zip(found, pair):
+                np.testing.assert_allclose(a[i], b, rtol=1e-9, atol=1e-9)
+        assert list(np.asarray(report["dense_points"])) == [0, 60]
+
+
+def test_sums_of_many_coincident_tokens_do_not_drift_in_float32():
+    """2·10⁵ tokens in one cluster, added one by one, would be wrong by 10⁻³ in float32; at κ = 1
+    L is right to 10⁻⁵."""
+    y = np.array([[0.6, 0.8]]) + 1e-3 * ref.tokens(0, 200_000, 2)
+    y = jnp.asarray(y / np.linalg.norm(y, axis=1, keepdims=True), np.float32)
+    u = jnp.asarray(ref.tokens(1, 20, 2), np.float32)
+    found = at(mf.Harmonic(1e-5, 31), u, mf.Empirical(y, check=False))
+    exact = np.asarray(y, float).T @ np.full(200_000, 1 / 200_000)
+    second = np.exp(np.asarray(u, float) @ np.asarray(y[::20], float).T).mean(axis=1)
+    np.testing.assert_allclose(found[0], np.log(second), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found[1], np.tile(exact, (20, 1)), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("d", [2, 3])
 def test_many_points_are_read_through_a_screen_in_x(d):
     """For many points and κ that varies, sums are taken at the nodes of a grid of x and
@@ -434,6 +462,13 @@ def test_kernels_that_are_not_smooth_are_summed_over_pairs_or_refused():
     np.testing.assert_allclose(field.velocity(y, mu)[:5], exact, atol=1e-13)
     with pytest.raises(Exception, match=r"`W` must be so smooth"):
         mf.KernelInteraction(rough, partition=mf.Harmonic()).velocity(y[:5], mu)
+
+    def spike(q):
+        """Between the nodes of every quadrature but for q = 1."""
+        return jnp.exp(1e8 * (q - 1)) / 1e8
+
+    with pytest.raises(Exception, match=r"`W` must be so smooth"):
+        mf.KernelInteraction(spike, partition=mf.Harmonic()).velocity(y[:5], mu)
 
 
 # ---------------------------------------------------------------------------------- Auto

@@ -8,7 +8,7 @@ Points are rows. Parameters follow the dtype of the tokens at evaluation.
 """
 
 import abc
-import dataclasses
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -120,15 +120,12 @@ def prepared(tree: Any, m: int, n: int, dtype: Any) -> Any:
         A = beta[..., None, None] * (np.swapaxes(Q, -1, -2) @ K)
         A = A.reshape(-1, *A.shape[-2:])
         largest = A[np.argmax(np.linalg.norm(A, 2, axis=(1, 2)))]
-        copy = object.__new__(type(node))
-        for field in dataclasses.fields(node):
-            object.__setattr__(copy, field.name, getattr(node, field.name))
-        with (
-            jax.ensure_compile_time_eval()
-        ):  # numbers that are known, also inside of `jit`
+        # What is known is known inside of `jit` too.
+        with jax.ensure_compile_time_eval():
             found = node.partition.prepared(largest, m, n, dtype)
-        object.__setattr__(copy, "partition", found)
-        return copy
+        changed = copy.copy(node)
+        object.__setattr__(changed, "partition", found)
+        return changed
 
     return jax.tree.map(choose, tree, is_leaf=_sums)
 
@@ -144,9 +141,7 @@ def report_sums(field: AbstractField, x: Array, mu: Empirical) -> dict[str, Arra
     of modes, and the sum of `dense_points` over the parts of the field."""
     modes, points = jnp.asarray(0), jnp.asarray(0)
     for node in summing(field):
-        B = matmul(jnp.swapaxes(node.Q, -1, -2), node.K)
-        A = (node.beta * B).astype(x.dtype)
-        report = node.partition.report(x, A, mu)
+        report = node.partition.report(x, node.to_dual(x.dtype, node.beta), mu)
         modes = jnp.maximum(modes, report["modes"])
         points = points + report["dense_points"]
     return {"modes": modes, "dense_points": points}

@@ -127,17 +127,22 @@ class _Series:
         top = self.ladder[-1]
         # Σ |λ_l| dim_l/|S^{d−1}| bounds W' on [−1, 1], and beyond a degree what is cut off.
         sizes = harmonics.harmonic_dimension(d, top + 1) / sphere.area(d)
-        terms = jnp.abs(harmonics.funk_hecke(self.slope, d, top)) * sizes
-        beyond = jnp.cumsum(terms[::-1])[::-1]
-        largest = jnp.max(jnp.abs(self.slope(jnp.linspace(-1, 1, 257))))
+        terms = harmonics.funk_hecke(self.slope, d, top) * sizes
+        beyond = jnp.cumsum(jnp.abs(terms)[::-1])[::-1]
+        values = self.slope(jnp.linspace(-1, 1, 257))
+        largest = jnp.max(jnp.abs(values))
+        # A spike between the nodes of the quadrature shows at its ends: P_l(±1) = (±1)^l.
+        parity = (-1.0) ** np.arange(top + 1)
+        ends = jnp.stack([jnp.sum(terms * parity), jnp.sum(terms)])
+        missed = jnp.max(jnp.abs(ends - values[jnp.array([0, -1])]))
         # One degree fewer: the harmonics are those of W' times y.
         short = jnp.stack([beyond[P // 2 - 1] > tol / 8 * largest for P in self.ladder])
-        self.short = jax.lax.stop_gradient(short[-1])
+        self.short = jax.lax.stop_gradient(short[-1] | ~(missed <= 4 * tol * largest))
         self.rung = jnp.minimum(jnp.sum(short), len(self.ladder) - 1)
 
     def sums(self, x: Array, mu: Empirical) -> Array:
         chart, ladder, d = self.chart, self.ladder, x.shape[1]
-        turn = jnp.eye(d, dtype=x.dtype) if d == 2 else away_from_poles(mu.points)
+        turn = jnp.eye(d, dtype=x.dtype) if d == 2 else away_from_poles(mu.points, x)
         P = jnp.asarray(ladder, jnp.int32)[self.rung]
         y = matmul(mu.points, turn)
         spread = chart.gather(y, mu.weights, P, chart.entries(ladder[-1]))

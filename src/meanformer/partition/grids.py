@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +23,7 @@ from .sums import in_blocks
 from .windows import Window, refine, refinement
 
 _BLOCK = 2**16  # points at a time: O(1) memory for their windows
+_PIECE = 2**12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +52,10 @@ class AbstractChart(abc.ABC):
         """Σ ψ table at unit vectors x (m, d): (m, c)."""
 
     @abc.abstractmethod
-    def spread(self, total: Array, x: Array, values: Array, P: int | Array) -> Array:
-        """`total` (entries,) plus the transpose of `read` at x, applied to values (m,)."""
+    def spread(
+        self, total: "_Total", x: Array, values: Array, P: int | Array
+    ) -> "_Total":
+        """`total` plus the transpose of `read` at x, applied to values (m,)."""
 
     @abc.abstractmethod
     def zonal(self, kernel: Callable[[Array], Array], v: Array) -> Array:
@@ -72,12 +76,20 @@ class AbstractChart(abc.ABC):
     def gather(self, y: Array, w: Array, P: int | Array, entries: int) -> Array:
         """The tokens y of weights w, spread: the transpose of `interpolate`, in blocks.
         Differentiable in y and w."""
-        total = jnp.zeros(entries, y.dtype)
-        if y.shape[0] <= _BLOCK:
-            return self.spread(total, y, w, P)
-        step = jax.checkpoint(lambda t, r: self.spread(t, r[0], r[1], P))
-        rows = in_blocks(y, _BLOCK), in_blocks(w, _BLOCK)
-        return lax.scan(lambda t, r: (step(t, r), None), total, rows)[0]
+        sizes = (_BLOCK,) if y.dtype == jnp.float64 else (_BLOCK, _PIECE)
+        zero = _Total.zero(entries, w)
+
+        def spread(y, w, sizes):
+            if not sizes:
+                return self.spread(zero, y, w, P)
+            size, *rest = sizes
+            if y.shape[0] <= size:
+                return spread(y, w, rest)
+            part = jax.checkpoint(lambda y, w: spread(y, w, rest))
+            rows = in_blocks(y, size), in_blocks(w, size)
+            return lax.scan(lambda t, r: (t.plus(part(*r)), None), zero, rows)[0]
+
+        return spread(y, w, sizes).value()
 
     def weights(self, spread: Array, P: int) -> Array:
         """Weights of the nodes that integrate like what was spread: the transpose of
@@ -102,6 +114,42 @@ def _taken(table: Array, first: Array, width: int) -> Array:
         sizes,
         mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
     )
+
+
+class _Total(eqx.Module):
+    """A table of sums of many terms. In float32 long sums of equal terms drift by n ε/4, so
+    terms are split: multiples of `quantum`, whose sums are exact as long as all of them
+    together are at most 2²³ of it, and the small rests, summed in short pieces."""
+
+    table: Array
+    rests: Array | None
+    quantum: Array | None
+
+    @classmethod
+    def zero(cls, entries: int, w: Array) -> "_Total":
+        """No sum yet, of terms that are parts of the weights w ≥ 0."""
+        zero = jnp.zeros(entries, w.dtype)
+        if w.dtype == jnp.float64:
+            return cls(zero, None, None)
+        mass = lax.stop_gradient(jnp.sum(w))
+        power = jnp.ceil(jnp.log2(jnp.where(mass > 0, mass, 1))) - 22
+        return cls(zero, zero, jnp.exp2(power))
+
+    def add(self, first: Array, rows: Array) -> "_Total":
+        """With `rows` (m, w) added from the entries `first` on."""
+        if self.rests is None or self.quantum is None:
+            return _Total(_added(self.table, first, rows), None, None)
+        whole = jnp.round(rows / self.quantum) * self.quantum
+        rests = _added(self.rests, first, rows - whole)
+        return _Total(_added(self.table, first, whole), rests, self.quantum)
+
+    def plus(self, other: "_Total") -> "_Total":
+        tables = (self.table, self.rests), (other.table, other.rests)
+        table, rests = jax.tree.map(jnp.add, *tables)
+        return _Total(table, rests, self.quantum)
+
+    def value(self) -> Array:
+        return self.table if self.rests is None else self.table + self.rests
 
 
 def _added(table: Array, first: Array, rows: Array) -> Array:
@@ -160,9 +208,9 @@ class Circle(AbstractChart):
         steps = jnp.arange(self.window.width, dtype=first.dtype), psi.T
         return lax.scan(add, zero, steps)[0]
 
-    def spread(self, total: Array, x: Array, values: Array, P: int | Array) -> Array:
+    def spread(self, total: _Total, x: Array, values: Array, P: int | Array) -> _Total:
         first, psi = self._position(x, P)
-        return _added(total, first, psi * values[:, None])
+        return total.add(first, psi * values[:, None])
 
     def zonal(self, kernel: Callable[[Array], Array], v: Array) -> Array:
         P = v.shape[0]
@@ -222,13 +270,13 @@ class Sphere(AbstractChart):
         steps = jnp.arange(self.window.width, dtype=first.dtype), down.T
         return lax.scan(add, zero, steps)[0]
 
-    def spread(self, total: Array, x: Array, values: Array, P: int | Array) -> Array:
+    def spread(self, total: _Total, x: Array, values: Array, P: int | Array) -> _Total:
         first, stride, down, along = self._position(x, P)
         along = along * values[:, None]
 
         def add(total, entry):
             k, factor = entry
-            return _added(total, first + k * stride, factor[:, None] * along), None
+            return total.add(first + k * stride, factor[:, None] * along), None
 
         steps = jnp.arange(self.window.width, dtype=first.dtype), down.T
         return lax.scan(add, total, steps)[0]
@@ -269,14 +317,20 @@ _AXES = np.array(
 )
 
 
-def away_from_poles(y: Array) -> Array:
-    """A rotation (y @ turn are the new coordinates) whose third axis stays away from tokens:
-    at a pole of the grid derivatives in a token lose digits. Judged from ≤ 4096 of them."""
-    some = lax.stop_gradient(y[:: -(-y.shape[0] // 4096)])
-    near = jnp.max(jnp.abs(matmul(some, jnp.asarray(_AXES.T, y.dtype))), axis=0)
+def away_from_poles(*points: Array) -> Array:
+    """A rotation (y @ turn are the new coordinates) whose third axis stays away from the
+    points: at a pole of the grid derivatives in a token lose digits."""
+    axes = jnp.asarray(_AXES.T, points[0].dtype)
+
+    def nearest(near, rows):
+        return jnp.maximum(near, jnp.max(jnp.abs(matmul(rows, axes)), axis=0)), None
+
+    near = jnp.zeros(axes.shape[1], axes.dtype)
+    for y in lax.stop_gradient(points):
+        near = lax.scan(nearest, near, in_blocks(y, _BLOCK))[0]
     frames = []
     for axis in _AXES:
         first = np.cross(axis, np.eye(3)[int(np.argmin(np.abs(axis)))])
         first /= np.linalg.norm(first)
         frames.append(np.stack([first, np.cross(axis, first), axis], axis=1))
-    return jnp.asarray(np.stack(frames), y.dtype)[jnp.argmin(near)]
+    return jnp.asarray(np.stack(frames), axes.dtype)[jnp.argmin(near)]
