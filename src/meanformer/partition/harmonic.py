@@ -87,7 +87,7 @@ def _raised(d: int, degree: int) -> np.ndarray:
 
 def _radii(low: Array, high: Array, error: float) -> Array:
     """How many Chebyshev nodes in t = √κ interpolate e^{−τt²}, 0 ≤ τ ≤ 2, on [√low, √high] with
-    the given error, and ∞ if more than `_RADII`; by Bernstein's bound 4M ρ^{1−Q}/(ρ − 1) with M
+    the given error (it may exceed `_RADII`); by Bernstein's bound 4M ρ^{1−Q}/(ρ − 1) with M
     the maximum on the ellipse of semi-axes (ρ ± 1/ρ)h/2."""
     middle, half = (
         (jnp.sqrt(high) + jnp.sqrt(low)) / 2,

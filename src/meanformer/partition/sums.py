@@ -137,8 +137,9 @@ class Dense(AbstractPartition):
 
 
 class Blockwise(AbstractPartition):
-    """Tiles of `block` × `block` pairs: O(m n d) time, O((m + n) d + block²) memory, for
-    the reverse mode too. Exact to rounding; the fastest exact sum for large n.
+    """Tiles of `block` × `block` pairs: O(m n d) time, O((m + n) d + block²) memory
+    (reverse mode: up to 32 times the tokens more). Exact to rounding; the fastest exact sum
+    for large n.
 
     **Arguments:** `block` ≥ 1, an integer (default 1024: tiles that stay in cache)."""
 
